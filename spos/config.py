@@ -1,0 +1,148 @@
+"""Every setting of a run, with its default: the sections of a configuration file, as frozen dataclasses.
+
+Defaults are those of Single Path One-Shot NAS (arXiv 1904.00420) and of its released code, for ImageNet at 224 pixels,
+wherever the paper or the code gives one. Errors name the field, its value and what is accepted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+Schedule = Literal["linear", "cosine"]
+
+
+def _require(condition: bool, owner: object, name: str, accepted: str) -> None:
+    if not condition:
+        value = getattr(owner, name)
+        raise ValueError(f"{type(owner).__name__}.{name} = {value!r}: expected {accepted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceConfig:
+    """Which search space: a name that `spos.spaces.get` knows."""
+
+    name: str = "shufflenet-oneshot"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from and how they are split and augmented. Sizes are pixels, fractions are of the training set."""
+
+    source: str = "mnist-5k"
+    image_size: int = 32
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2
+    crop_padding: int = 4
+    flip: bool = True
+    random_resized_crop: bool = False
+    color_jitter: float = 0.0
+    normalize: Literal["mean-std", "official"] = "mean-std"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 8, self, "image_size", "an integer of at least 8")
+        _require(0 < self.validation_fraction < 1, self, "validation_fraction", "a fraction between 0 and 1, exclusive")
+        _require(0 < self.test_fraction < 1, self, "test_fraction", "a fraction between 0 and 1, exclusive")
+        _require(self.crop_padding >= 0, self, "crop_padding", "a non-negative integer")
+        _require(0 <= self.color_jitter < 1, self, "color_jitter", "a number in [0, 1)")
+        _require(self.normalize in ("mean-std", "official"), self, "normalize", "'mean-std' or 'official'")
+        _require(self.workers >= 0, self, "workers", "a non-negative integer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Stochastic gradient descent, for the supernet and for a retrained child alike.
+
+    `steps`, where given, is used instead of `epochs`. Weight decay applies to weights with more than one dimension only.
+    `clip_norm` is the largest allowed gradient norm, 0 for none. `accumulation` micro-batches of `batch_size` images make
+    one step, all on one path. `checkpoint_every` and `log_every` count steps.
+    """
+
+    epochs: float = 120.0
+    steps: int | None = None
+    batch_size: int = 1024
+    lr: float = 0.5
+    schedule: Schedule = "linear"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 4e-5
+    label_smoothing: float = 0.1
+    clip_norm: float = 0.0
+    accumulation: int = 1
+    bf16: bool = False
+    checkpoint_every: int = 200
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, self, "epochs", "a positive number")
+        _require(self.steps is None or self.steps >= 1, self, "steps", "a positive integer, or nothing to use epochs")
+        _require(self.batch_size >= 2, self, "batch_size", "an integer of at least 2 (batch normalisation needs two)")
+        _require(self.lr > 0, self, "lr", "a positive number")
+        _require(self.schedule in ("linear", "cosine"), self, "schedule", "'linear' or 'cosine'")
+        _require(0 <= self.momentum < 1, self, "momentum", "a number in [0, 1)")
+        _require(not self.nesterov or self.momentum > 0, self, "nesterov", "false while momentum is 0")
+        _require(self.weight_decay >= 0, self, "weight_decay", "a non-negative number")
+        _require(0 <= self.label_smoothing < 1, self, "label_smoothing", "a number in [0, 1)")
+        _require(self.clip_norm >= 0, self, "clip_norm", "a non-negative number, 0 for no clipping")
+        for name in ("accumulation", "checkpoint_every", "log_every"):
+            _require(getattr(self, name) >= 1, self, name, "a positive integer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """The evolutionary search, and random search of the same budget.
+
+    `population` candidates start it; each of `generations` then adds `mutations` + `crossovers` children of the `parents`
+    best so far (paper: 50, 20, 25, 25, 10; mutation probability 0.1 for each decision). Image counts are for each
+    candidate: `calibration_images` training images recompute its batch-normalisation statistics, `validation_images`
+    held-out images score it (0: all of them). Budgets are upper bounds in multiply-accumulates and parameters, 0 for none.
+    """
+
+    population: int = 50
+    generations: int = 20
+    mutations: int = 25
+    crossovers: int = 25
+    parents: int = 10
+    mutation_probability: float = 0.1
+    max_flops: float = 0.0
+    min_flops: float = 0.0
+    max_params: float = 0.0
+    min_params: float = 0.0
+    calibration_images: int = 2560
+    validation_images: int = 0
+    eval_batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("population", "parents", "eval_batch_size"):
+            _require(getattr(self, name) >= 1, self, name, "a positive integer")
+        for name in ("generations", "mutations", "crossovers", "validation_images"):
+            _require(getattr(self, name) >= 0, self, name, "a non-negative integer")
+        _require(0 < self.mutation_probability <= 1, self, "mutation_probability", "a probability in (0, 1]")
+        _require(self.calibration_images >= 2, self, "calibration_images", "an integer of at least 2")
+        for name in ("max_flops", "min_flops", "max_params", "min_params"):
+            _require(getattr(self, name) >= 0, self, name, "a non-negative number, 0 for no bound")
+
+    @property
+    def evaluations(self) -> int:
+        """Number of candidates the search scores: the first population and every generation's children."""
+        return self.population + self.generations * (self.mutations + self.crossovers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run: data, space, supernet training, search, retraining. `threads` 0 keeps what torch chose."""
+
+    seed: int = 0
+    threads: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    retrain: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=240.0))
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, self, "seed", "an integer in [0, 2**63)")
+        _require(self.threads >= 0, self, "threads", "a non-negative integer")
+
+
