@@ -1,0 +1,10 @@
+// One function an operation, each in its own file: it adds that operation to the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace spos {
+
+void bind_depthwise_conv2d(pybind11::module_& module);
+
+}  // namespace spos

@@ -1,0 +1,157 @@
+#include "bindings/tensor.h"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "bindings/dlpack.h"
+
+namespace spos {
+
+namespace {
+
+struct TensorTypes {
+    PyTypeObject* tensor = nullptr;
+    PyTypeObject* parameter = nullptr;
+    const dlpack::ExchangeApi* exchange = nullptr;
+};
+
+TensorTypes& tensor_types() {
+    static TensorTypes types;
+    return types;
+}
+
+std::string text(py::handle object) { return py::cast<std::string>(py::str(object)); }
+
+[[noreturn]] void refuse(const char* name, const std::string& what) {
+    throw py::value_error(std::string(name) + ": " + what);
+}
+
+// The exchange table sees memory only: it would read a tensor with the negative bit (a lazy minus sign) as it lies
+// there. Hence plain types alone, and the bit is asked for. Types that override torch's behaviour never come here.
+bool is_plain(py::handle object) {
+    const TensorTypes& types = tensor_types();
+    PyTypeObject* type = Py_TYPE(object.ptr());
+    return type == types.tensor || type == types.parameter;
+}
+
+Tensor from_exchange(py::handle object, const char* name) {
+    dlpack::Tensor source;
+    if (tensor_types().exchange->tensor_from_py_object_no_sync(object.ptr(), &source) != 0)
+        throw py::error_already_set();
+    if (source.device.type != dlpack::device_cpu)
+        refuse(name, "is on " + text(object.attr("device")) + ", the kernels of this module accept CPU tensors");
+    const bool is_float = source.dtype.code == dlpack::code_float && source.dtype.lanes == 1;
+    if (!is_float || (source.dtype.bits != 32 && source.dtype.bits != 64))
+        throw py::type_error(std::string(name) + ": dtype is " + text(object.attr("dtype")) +
+                             ", accepted are torch.float32 and torch.float64");
+    if (source.ndim > Tensor::max_ndim) refuse(name, "has " + std::to_string(source.ndim) + " dimensions, at most 4");
+    Tensor result{};
+    result.data = static_cast<char*>(source.data) + source.byte_offset;
+    result.dtype = source.dtype.bits == 32 ? Dtype::float32 : Dtype::float64;
+    result.ndim = source.ndim;
+    for (int i = 0; i < source.ndim; ++i) {
+        result.shape[i] = source.shape[i];
+        result.strides[i] = source.strides[i];
+    }
+    return result;
+}
+
+// Slower, and for every other case: a torch without the exchange table, subclasses. A FakeTensor raises in data_ptr().
+Tensor from_attributes(py::handle object, const char* name) {
+    if (!PyObject_TypeCheck(object.ptr(), tensor_types().tensor))
+        throw py::type_error(std::string(name) + ": expected a torch.Tensor, got " + text(py::type::of(object)));
+    const std::string layout = text(object.attr("layout"));
+    if (layout != "torch.strided") refuse(name, "layout is " + layout + ", accepted is torch.strided");
+    const std::string device = text(object.attr("device").attr("type"));
+    if (device != "cpu") refuse(name, "is on " + device + ", the kernels of this module accept CPU tensors");
+    const std::string dtype = text(object.attr("dtype"));
+    if (dtype != "torch.float32" && dtype != "torch.float64")
+        throw py::type_error(std::string(name) + ": dtype is " + dtype +
+                             ", accepted are torch.float32 and torch.float64");
+    const auto shape = py::cast<std::vector<int64_t>>(py::tuple(object.attr("shape")));
+    const auto strides = py::cast<std::vector<int64_t>>(py::tuple(object.attr("stride")()));
+    if (shape.size() > Tensor::max_ndim) refuse(name, "has " + std::to_string(shape.size()) + " dimensions, at most 4");
+    Tensor result{};
+    result.data = reinterpret_cast<void*>(py::cast<uintptr_t>(object.attr("data_ptr")()));
+    result.dtype = dtype == "torch.float32" ? Dtype::float32 : Dtype::float64;
+    result.ndim = static_cast<int>(shape.size());
+    std::copy(shape.begin(), shape.end(), result.shape.begin());
+    std::copy(strides.begin(), strides.end(), result.strides.begin());
+    return result;
+}
+
+}  // namespace
+
+void set_tensor_types(py::type tensor, py::type parameter, py::object exchange_capsule) {
+    TensorTypes types;
+    types.tensor = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
+    types.parameter = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
+    if (!exchange_capsule.is_none()) {
+        void* table = PyCapsule_GetPointer(exchange_capsule.ptr(), dlpack::capsule_name);
+        if (table == nullptr) throw py::error_already_set();
+        auto* header = static_cast<dlpack::ExchangeHeader*>(table);
+        while (header != nullptr && header->version.major != dlpack::major_version) header = header->previous;
+        // The header is the table's first member. A table may leave the function out, then attributes serve.
+        auto* exchange = reinterpret_cast<const dlpack::ExchangeApi*>(header);
+        if (exchange != nullptr && exchange->tensor_from_py_object_no_sync != nullptr) types.exchange = exchange;
+    }
+    tensor_types() = types;
+}
+
+Tensor read_tensor(py::handle object, const char* name) {
+    const bool plain = is_plain(object);
+    const bool fast = plain && tensor_types().exchange != nullptr;
+    if (!plain && !PyObject_TypeCheck(object.ptr(), tensor_types().tensor)) return from_attributes(object, name);
+    if (py::cast<bool>(object.attr("is_neg")())) refuse(name, "has the negative bit set; call resolve_neg() first");
+    Tensor result = fast ? from_exchange(object, name) : from_attributes(object, name);
+    bool empty = false;
+    for (int i = 0; i < result.ndim; ++i) empty = empty || result.shape[i] == 0;
+    if (result.data == nullptr && !empty) refuse(name, "has no memory behind it (a fake or meta tensor?)");
+    return result;
+}
+
+NhwcStrides nhwc_strides(const Tensor& tensor, const char* name) {
+    if (tensor.ndim != 4)
+        refuse(name, "has shape " + to_string(tensor.shape.data(), tensor.ndim) + ", expected [N, C, H, W]");
+    const auto& [batch, channels, height, width] = tensor.shape;
+    if (channels > 1 && tensor.strides[1] != 1)
+        refuse(name,
+               "has strides " + to_string(tensor.strides.data(), 4) + ", expected channels_last (channel stride 1)");
+    NhwcStrides result;
+    result.w = width > 1 ? tensor.strides[3] : channels;
+    result.h = height > 1 ? tensor.strides[2] : width * result.w;
+    result.n = batch > 1 ? tensor.strides[0] : height * result.h;
+    return result;
+}
+
+void check_shape(const Tensor& tensor, const char* name, std::initializer_list<int64_t> expected) {
+    const int ndim = static_cast<int>(expected.size());
+    if (tensor.ndim == ndim && std::equal(expected.begin(), expected.end(), tensor.shape.begin())) return;
+    refuse(name, "has shape " + to_string(tensor.shape.data(), tensor.ndim) + ", expected " +
+                     to_string(expected.begin(), ndim));
+}
+
+void check_contiguous(const Tensor& tensor, const char* name) {
+    int64_t stride = 1;
+    for (int i = tensor.ndim - 1; i >= 0; --i) {
+        if (tensor.shape[i] != 1 && tensor.strides[i] != stride)
+            refuse(name,
+                   "has strides " + to_string(tensor.strides.data(), tensor.ndim) + ", expected a contiguous tensor");
+        stride *= tensor.shape[i];
+    }
+}
+
+void check_same_dtype(const Tensor& tensor, const char* name, const Tensor& other, const char* other_name) {
+    if (tensor.dtype != other.dtype)
+        throw py::type_error(std::string(name) + " and " + other_name + " differ in dtype (float32 and float64)");
+}
+
+std::string to_string(const int64_t* values, int count) {
+    std::string result = "[";
+    for (int i = 0; i < count; ++i) result += (i ? ", " : "") + std::to_string(values[i]);
+    return result + "]";
+}
+
+}  // namespace spos

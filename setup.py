@@ -1,0 +1,66 @@
+"""Builds spos_kernels._C with CMake and ninja; everything else about the package is in pyproject.toml.
+
+The build folder is kept (build/cmake-*), and what the compiler sees in it never moves: pip's isolated build environment
+has a new path each time, so pybind11's headers are copied out of it. Hence a second build compiles changed files only.
+"""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import preflight  # noqa: E402
+
+
+def pybind11_headers(build: Path) -> Path:
+    import pybind11
+
+    headers = build / f"pybind11-{pybind11.__version__}"
+    if not headers.exists():
+        partial = headers.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(pybind11.get_include(), partial)
+        partial.rename(headers)
+    return headers
+
+
+def program(name: str) -> str:
+    """The cmake or ninja of this environment's wheel, whose scripts folder need not be on the path."""
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if found is None:
+        sys.exit(f"error: {name} is missing: pip install {name}")
+    return found
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        for complaint in (preflight.compiler(), preflight.python_headers()):
+            if complaint:
+                sys.exit("error: " + complaint)
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+        build.mkdir(parents=True, exist_ok=True)
+        cmake = program("cmake")
+        configure = [
+            f"-DCMAKE_MAKE_PROGRAM={program('ninja')}",
+            f"-DPYTHON_INCLUDE_DIR={sysconfig.get_paths()['include']}",
+            f"-DPYBIND11_INCLUDE_DIR={pybind11_headers(build)}",
+            f"-DEXTENSION_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
+        ]
+        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
+        subprocess.run([cmake, "--build", build], check=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # A running process may have the old file mapped: replace it, never write into it.
+        partial = output.with_suffix(".partial")
+        shutil.copy2(build / output.name, partial)
+        partial.replace(output)
+
+
+setup(ext_modules=[Extension("spos_kernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
