@@ -1,0 +1,269 @@
+"""Counted costs of an architecture, and constraints on them.
+
+`spos.flops(net, arch)` and `spos.params(net, arch)` count one path; `spos.flops <= 330e6` is a constraint. FLOPs are
+multiply-accumulates of convolutions and linear layers for one image, as in arXiv 1904.00420 and most of the field;
+parameters are trainable weights on the path.
+
+A supernet is measured once for each option, not once for each architecture: the costs of the options on a path, plus
+those of what every path shares, add up. Where an option's cost turns out to depend on other choices (a branch that
+changes the resolution behind it), each architecture is measured by itself instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from spos_kernels import use_backend
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spos.draws import generator
+from spos.space import Arch
+from spos.supernet import ChoiceBlock, Supernet
+
+Place = tuple[tuple[int, int], ...]  # options taken from the outside in, each (position in the arch, option index)
+Measurement = dict[Place, int]  # what is spent exactly there; () is what every path shares
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on a cost: built by `spos.flops <= 330e6` or `spos.params >= 2e6`."""
+
+    cost: Cost
+    upper: bool
+    bound: float
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "a constraint has no truth value: a chained comparison such as 1e6 <= spos.flops <= 2e6 must be written "
+            "as two, [spos.flops >= 1e6, spos.flops <= 2e6]"
+        )
+
+    def allows(self, value: float) -> bool:
+        """Say whether a cost of `value` meets the bound."""
+        return value <= self.bound if self.upper else value >= self.bound
+
+    def __str__(self) -> str:
+        return f"{self.cost.name} {'<=' if self.upper else '>='} {self.bound:.15g}"
+
+
+class Cost:
+    """A counted cost: call it with (net, arch) for the value, compare it with a number for a constraint."""
+
+    def __init__(self, name: str, measure: Callable[[Supernet, Arch], Measurement]) -> None:
+        self.name = name
+        self.measure = measure
+
+    def __call__(self, net: Supernet, arch: Sequence[int]) -> int:
+        """Return the cost of `arch`, exactly."""
+        return self.table(net)(arch)
+
+    def __le__(self, bound: float) -> Constraint:
+        return Constraint(self, True, _bound(self.name, bound))
+
+    def __ge__(self, bound: float) -> Constraint:
+        return Constraint(self, False, _bound(self.name, bound))
+
+    def __repr__(self) -> str:
+        return f"spos.{self.name}"
+
+    def table(self, net: Supernet) -> CostTable:
+        """Return the table of a supernet, measured at first use and kept with it."""
+        if not isinstance(net, Supernet):
+            raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
+        cache: dict[tuple[str, object], CostTable] = net.__dict__.setdefault("_cost_tables", {})
+        key = (self.name, net.input_shape)
+        if key not in cache:
+            cache[key] = CostTable(net, self.measure)
+        return cache[key]
+
+
+def _bound(name: str, bound: float) -> float:
+    if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not bound == bound:
+        raise TypeError(f"{name} compared with {bound!r}: expected a number")
+    return float(bound)
+
+
+class CostTable:
+    """The cost of each option in its place among nested choices, and the exact range over all architectures."""
+
+    def __init__(self, net: Supernet, measure: Callable[[Supernet, Arch], Measurement]) -> None:
+        self._space = net.space
+        self._single: Callable[[Arch], int] = lambda arch: sum(measure(net, arch).values())
+        self._places: Measurement = {}
+        self.additive = True
+        for arch in _covering(net):
+            for place, cost in measure(net, arch).items():
+                self.additive &= self._places.setdefault(place, cost) == cost
+
+    def __call__(self, arch: Sequence[int]) -> int:
+        checked = self._space.arch(arch)
+        if not self.additive:
+            return self._single(checked)
+        taken = set(enumerate(checked))
+        return sum(cost for place, cost in self._places.items() if taken.issuperset(place))
+
+    def range(self) -> tuple[int, int] | None:
+        """Return the lowest and highest cost over the space; None where costs do not add up, so that it is not known.
+
+        Blocks that share a decision from inside of different branches are taken to be free of each other, which can
+        only widen the range.
+        """
+        if not self.additive:
+            return None
+        return self._extreme((), min), self._extreme((), max)
+
+    def _extreme(self, around: Place, choose: Callable[[Collection[int]], int]) -> int:
+        options: dict[int, dict[int, int]] = {}
+        for place in self._places:
+            if len(place) == len(around) + 1 and place[:-1] == around:
+                position, index = place[-1]
+                options.setdefault(position, {})[index] = self._extreme(place, choose)
+        return self._places[around] + sum(choose(costs.values()) for costs in options.values())
+
+
+def _covering(net: Supernet) -> Iterator[Arch]:
+    """Yield architectures that together run every branch, also those inside of branches."""
+    blocks = [m for m in net.modules() if isinstance(m, ChoiceBlock)]
+    missing = {(id(block), index) for block in blocks for index in range(len(block.labels))}
+    while missing:
+        choices: dict[int, int] = {}
+        _pick(net.module, choices, missing)
+        arch = Arch(choices.get(position, 0) for position in range(len(net.space)))
+        for module in net.path_modules(arch):
+            if isinstance(module, ChoiceBlock):
+                missing.discard((id(module), arch[module.position or 0]))
+        yield arch
+
+
+def _pick(module: nn.Module, choices: dict[int, int], missing: set[tuple[int, int]]) -> None:
+    """Choose, from the outside in, options under which something is still to be run."""
+    if not isinstance(module, ChoiceBlock):
+        for child in module.children():
+            _pick(child, choices, missing)
+        return
+    position = module.position or 0
+    if position not in choices:
+
+        def open_branches(index: int) -> int:
+            inner = [m for m in module.branch(index).modules() if isinstance(m, ChoiceBlock)]
+            nested = sum((id(m), i) in missing for m in inner for i in range(len(m.labels)))
+            return nested + ((id(module), index) in missing)
+
+        choices[position] = max(range(len(module.labels)), key=open_branches)
+    _pick(module.branch(choices[position]), choices, missing)
+
+
+def _measure_flops(net: Supernet, arch: Arch) -> Measurement:
+    """Run one image along `arch` and attribute each multiply-accumulate to the innermost branch that did it."""
+    if net.input_shape is None:
+        raise ValueError("input_shape is unknown: pass Supernet(module, input_shape=(channels, height, width))")
+    found: Measurement = {}
+    stack: list[tuple[int, int]] = []
+    started: list[int] = []
+    counter = FlopCounterMode(display=False)
+
+    def enter(option: tuple[int, int]) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            stack.append(option)
+            started.append(counter.get_total_flops())
+
+        return hook
+
+    def leave(*_: object) -> None:
+        place, cost = tuple(stack), counter.get_total_flops() - started.pop()
+        stack.pop()
+        found[place] = found.get(place, 0) + cost // 2  # a multiply-accumulate is two of the counter's operations
+        if started:
+            started[-1] += cost
+
+    handles = []
+    for module in net.path_modules(arch):
+        if isinstance(module, ChoiceBlock):
+            position = module.position or 0
+            handles.append(module.register_forward_pre_hook(enter((position, arch[position]))))
+            handles.append(module.register_forward_hook(leave))
+    weight = next(net.parameters(), torch.empty(0))
+    image = torch.zeros(1, *net.input_shape, device=weight.device, dtype=weight.dtype)
+    modes = [(m, m.training) for m in net.modules()]
+    try:
+        net.eval()
+        with torch.no_grad(), use_backend("reference"), counter:
+            net(image.to(memory_format=torch.channels_last) if image.dim() == 4 else image, arch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    return {(): counter.get_total_flops() // 2 - sum(found.values()), **found}
+
+
+def _measure_params(net: Supernet, arch: Arch) -> Measurement:
+    """Count trainable weights on the path, each under the innermost branch that holds it."""
+    found: Measurement = {}
+    seen: set[int] = set()
+
+    def visit(module: nn.Module, place: Place) -> None:
+        if isinstance(module, ChoiceBlock):
+            position = module.position or 0
+            visit(module.chosen(arch), (*place, (position, arch[position])))
+            return
+        own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in seen]
+        seen.update(id(p) for p in own)
+        found[place] = found.get(place, 0) + sum(p.numel() for p in own)
+        for child in module.children():
+            visit(child, place)
+
+    visit(net.module, ())
+    return {(): 0} | found
+
+
+flops = Cost("flops", _measure_flops)
+params = Cost("params", _measure_params)
+
+
+class UnsatisfiableError(ValueError):
+    """No architecture of the space meets the constraints."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What constraints mean for a space: each one's reachable (low, high), and the fraction of random draws that pass."""
+
+    ranges: dict[str, tuple[int, int] | None]
+    feasible_fraction: float | None
+    draws: int
+
+
+def feasible(net: Supernet, constraints: Sequence[Constraint]) -> Callable[[Arch], bool]:
+    """Return the test that an architecture meets every constraint. TypeError names an entry that is no constraint."""
+    for constraint in constraints:
+        if not isinstance(constraint, Constraint):
+            raise TypeError(f"constraints has {constraint!r}: expected entries such as spos.flops <= 330e6")
+    tables = [(c, c.cost.table(net)) for c in constraints]
+    return lambda arch: all(c.allows(table(arch)) for c, table in tables)
+
+
+def profile(net: Supernet, constraints: Sequence[Constraint] = (), *, draws: int = 2000, seed: int = 0) -> Profile:
+    """Say, before anything runs, what can be reached: raises UnsatisfiableError, with the range, for a bound outside it.
+
+    The fraction is an estimate from `draws` uniform architectures, None for no draws.
+    """
+    allowed = feasible(net, constraints)
+    ranges: dict[str, tuple[int, int] | None] = {}
+    for constraint in constraints:
+        reachable = constraint.cost.table(net).range()
+        ranges[constraint.cost.name] = reachable
+        if reachable is not None and not constraint.allows(reachable[0] if constraint.upper else reachable[1]):
+            raise UnsatisfiableError(
+                f"{constraint} cannot be met: {net.name} reaches {constraint.cost.name} "
+                f"from {reachable[0]:,} to {reachable[1]:,}"
+            )
+    rng = generator(seed, "profile")
+    passed = sum(allowed(net.space.sample(rng)) for _ in range(draws))
+    return Profile(ranges, passed / draws if draws else None, draws)
+
+

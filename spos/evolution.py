@@ -1,0 +1,276 @@
+"""Evolutionary search over a trained supernet (arXiv 1904.00420, section 3.4, algorithm 1), and random search beside it.
+
+A generation is a pure function of the seed, its number and the scores so far: `propose` draws it, `evaluate_population`
+scores it, `rank` orders all that was scored. A run's records are therefore its whole state: a search that was killed
+draws the same candidates again and scores only those that are not yet recorded. Every generation counts, the last too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from spos.config import SearchConfig
+from spos.costs import Constraint, UnsatisfiableError, feasible, flops, params, profile
+from spos.data import Data
+from spos.draws import generator
+from spos.evaluation import Score, evaluate_population
+from spos.identity import Run, hash_weights, identity_of, opened
+from spos.progress import Progress
+from spos.space import Arch, SearchSpace
+from spos.supernet import Supernet
+from spos.training import check_fit
+
+Origin = Literal["random", "mutation", "crossover"]
+Test = Callable[[Arch], bool]
+
+# The released code gives an operator ten attempts for each child wanted, and fills what is missing at random.
+ATTEMPTS = 10
+RANDOM_ATTEMPTS = 500
+ENUMERABLE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A scored architecture: validation `accuracy`, `top5` and `loss`, costs, and where it came from.
+
+    `index` counts evaluations from 0, `generation` 0 is the first population; `seconds` is what scoring it took.
+    """
+
+    index: int
+    generation: int
+    arch: Arch
+    accuracy: float
+    top5: float
+    loss: float
+    flops: int
+    params: int
+    origin: Origin
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """`best` candidate, all candidates in the order of evaluation (`history`), and the `parents` best (`top`)."""
+
+    best: Candidate
+    history: tuple[Candidate, ...]
+    top: tuple[Candidate, ...]
+
+
+def rank(history: Sequence[Candidate]) -> list[Candidate]:
+    """Order by accuracy, then loss, then architecture, best first."""
+    return sorted(history, key=lambda c: (-c.accuracy, c.loss, c.arch))
+
+
+def mutate(arch: Arch, space: SearchSpace, rng: np.random.Generator, probability: float) -> Arch:
+    """Redraw each decision with the given probability, from all of its options (it may stay what it was)."""
+    redrawn = rng.random(len(space)) < probability
+    fresh = space.sample(rng)
+    return Arch(new if again else old for old, new, again in zip(arch, fresh, redrawn, strict=True))
+
+
+def crossover(one: Arch, other: Arch, rng: np.random.Generator) -> Arch:
+    """Take each decision from one of two parents, with equal chance."""
+    return Arch(a if first else b for a, b, first in zip(one, other, rng.random(len(one)) < 0.5, strict=True))
+
+
+def propose(
+    space: SearchSpace,
+    parents: Sequence[Arch],
+    seen: Collection[Arch],
+    allowed: Test,
+    config: SearchConfig,
+    rng: np.random.Generator,
+) -> list[tuple[Arch, Origin]]:
+    """Draw the next generation: mutations and crossovers of `parents`, filled up at random where these fall short.
+
+    None is in `seen`, none occurs twice and all are `allowed`. Fewer come back only where no more could be found.
+    """
+
+    def child_of_one() -> Arch:
+        return mutate(parents[rng.integers(len(parents))], space, rng, config.mutation_probability)
+
+    def child_of_two() -> Arch:
+        return crossover(parents[rng.integers(len(parents))], parents[rng.integers(len(parents))], rng)
+
+    taken = set(seen)
+    children: list[tuple[Arch, Origin]] = []
+    operators: tuple[tuple[Origin, Callable[[], Arch], int], ...] = (
+        ("mutation", child_of_one, config.mutations),
+        ("crossover", child_of_two, config.crossovers),
+    )
+    for origin, draw, count in operators:
+        found = _draw(draw, count, ATTEMPTS * count, taken, allowed)
+        children += [(arch, origin) for arch in found]
+    missing = config.mutations + config.crossovers - len(children)
+    return children + [(arch, "random") for arch in draw_random(space, missing, taken, allowed, rng)]
+
+
+def draw_random(
+    space: SearchSpace, count: int, taken: set[Arch], allowed: Test, rng: np.random.Generator
+) -> list[Arch]:
+    """Draw up to `count` different architectures uniformly among those allowed and not in `taken`, which they join.
+
+    By rejection; a small space is walked instead once rejection fails, so that the last ones are found too.
+    """
+    found = _draw(lambda: space.sample(rng), count, RANDOM_ATTEMPTS * count, taken, allowed)
+    if len(found) < count and space.size() <= ENUMERABLE:
+        left = [arch for arch in space.enumerate() if arch not in taken and allowed(arch)]
+        picked = rng.permutation(len(left))[: count - len(found)]
+        found += [left[i] for i in picked]
+        taken.update(found)
+    return found
+
+
+def _draw(draw: Callable[[], Arch], count: int, attempts: int, taken: set[Arch], allowed: Test) -> list[Arch]:
+    found: list[Arch] = []
+    for _ in range(attempts):
+        if len(found) == count:
+            break
+        arch = draw()
+        if arch not in taken and allowed(arch):
+            taken.add(arch)
+            found.append(arch)
+    return found
+
+
+def evolve(
+    net: Supernet,
+    data: Data,
+    *,
+    constraints: Sequence[Constraint] = (),
+    config: SearchConfig | None = None,
+    seed: int = 0,
+    run: Run = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Search for the most accurate architecture within `constraints`, with the supernet's weights as they are.
+
+    All candidates are scored on the same fixed, shuffled, class-balanced held-out images. `run`, a directory, makes it
+    resumable: it gets the stream "evolution", a record for each candidate, and result.json. Bounds in `config` count as
+    constraints. Raises UnsatisfiableError before anything runs where no architecture can meet them.
+    """
+    config = config or SearchConfig()
+
+    def generation(number: int, history: Sequence[Candidate], allowed: Test) -> list[tuple[Arch, Origin]]:
+        rng = generator(seed, "evolution", number)
+        if number == 0:
+            return [(arch, "random") for arch in draw_random(net.space, config.population, set(), allowed, rng)]
+        parents = [c.arch for c in rank(history)[: config.parents]]
+        return propose(net.space, parents, {c.arch for c in history}, allowed, config, rng)
+
+    return _search(
+        "evolution", config.generations + 1, generation, net, data, constraints, config, seed, run, progress
+    )
+
+
+def random_search(
+    net: Supernet,
+    data: Data,
+    *,
+    constraints: Sequence[Constraint] = (),
+    config: SearchConfig | None = None,
+    seed: int = 0,
+    run: Run = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Score as many architectures as `evolve` would with the same `config`, drawn uniformly; otherwise alike.
+
+    The stream of its records is "random".
+    """
+    config = config or SearchConfig()
+
+    def generation(number: int, history: Sequence[Candidate], allowed: Test) -> list[tuple[Arch, Origin]]:
+        rng = generator(seed, "random", number)
+        return [(arch, "random") for arch in draw_random(net.space, config.evaluations, set(), allowed, rng)]
+
+    return _search("random", 1, generation, net, data, constraints, config, seed, run, progress)
+
+
+def _search(
+    name: str,
+    generations: int,
+    propose_generation: Callable[[int, Sequence[Candidate], Test], list[tuple[Arch, Origin]]],
+    net: Supernet,
+    data: Data,
+    constraints: Sequence[Constraint],
+    config: SearchConfig,
+    seed: int,
+    run: Run,
+    progress: Progress | None,
+) -> SearchResult:
+    if not isinstance(net, Supernet):
+        raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
+    check_fit(net, data)
+    constraints = [*constraints, *_bounds(config)]
+    profile(net, constraints, draws=0)
+    allowed = feasible(net, constraints)
+    limits = sorted(str(c) for c in constraints)
+    identity = identity_of(
+        config, seed, data, space=net.space.fingerprint(), weights=hash_weights(net), constraints="; ".join(limits)
+    )
+    images = min(config.calibration_images, len(data.train))
+    calibration = data.calibration_batches(images, config.eval_batch_size, seed)
+    validation = data.validation_batches(config.validation_images, config.eval_batch_size, seed)
+    history: list[Candidate] = []
+    with opened(run, kind="search", config=dataclasses.asdict(config), identity=identity) as directory:
+        known = {tuple(r["arch"]): r for r in (directory.records(name) if directory else ())}
+        for number in range(generations):
+            drawn = propose_generation(number, history, allowed)
+            if not drawn and not history:
+                raise UnsatisfiableError(
+                    f"{' and '.join(limits)}: none of {RANDOM_ATTEMPTS * config.population:,} random architectures meets this"
+                )
+            history += [_from_record(known[arch]) for arch, _ in drawn if arch in known]
+            origins = {arch: origin for arch, origin in drawn if arch not in known}
+            clock = time.perf_counter()
+
+            def keep(arch: Arch, score: Score) -> None:
+                nonlocal clock
+                started, clock = clock, time.perf_counter()
+                candidate = Candidate(
+                    index=len(history),
+                    generation=number,
+                    arch=arch,
+                    accuracy=score.accuracy,
+                    top5=score.top5,
+                    loss=score.loss,
+                    flops=flops(net, arch),
+                    params=params(net, arch),
+                    origin=origins[arch],
+                    seconds=clock - started,
+                )
+                history.append(candidate)
+                if directory:
+                    directory.append(name, dataclasses.asdict(candidate))
+                if progress:
+                    best = max(c.accuracy for c in history)
+                    progress(name, len(history), config.evaluations, {"accuracy": score.accuracy, "best": best})
+
+            evaluate_population(net, list(origins), calibration, validation, on_score=keep)
+        order = rank(history)
+        result = SearchResult(order[0], tuple(history), tuple(order[: config.parents]))
+        if directory:
+            summary = {"best": dataclasses.asdict(result.best), "constraints": limits, "evaluations": len(history)}
+            directory.write_json("result" if name == "evolution" else f"result-{name}", summary)
+    return result
+
+
+def _from_record(record: dict[str, Any]) -> Candidate:
+    return Candidate(**(record | {"arch": Arch(record["arch"])}))
+
+
+def _bounds(config: SearchConfig) -> list[Constraint]:
+    bounds = (
+        (config.max_flops, flops.__le__),
+        (config.min_flops, flops.__ge__),
+        (config.max_params, params.__le__),
+        (config.min_params, params.__ge__),
+    )
+    return [constrain(bound) for bound, constrain in bounds if bound > 0]

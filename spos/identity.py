@@ -1,0 +1,58 @@
+"""What must be the same for a resumed run to end where an uninterrupted one would, as named hashes.
+
+Every long function takes `run` as a directory's path, which is created or gone on with, or as an open RunDirectory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from spos.data import Data
+from spos.run_directory import RunDirectory, RunDirectoryError
+
+Run = RunDirectory | str | os.PathLike[str] | None
+
+
+def identity_of(config: Any, seed: int, data: Data, **parts: str) -> dict[str, str]:
+    """Return the hashes of a configuration dataclass with the seed, of the data, and the further `parts` given."""
+    settings = json.dumps([dataclasses.asdict(config), seed], sort_keys=True)
+    return {"config": hashlib.sha256(settings.encode()).hexdigest(), "data": data.content_hash, **parts}
+
+
+def hash_weights(module: nn.Module) -> str:
+    """Return the SHA-256 of a module's parameters and buffers: names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def opened(
+    run: Run, *, kind: str, config: Mapping[str, Any], identity: Mapping[str, str]
+) -> Iterator[RunDirectory | None]:
+    """Open `run` for writing, checking that it is a run of the same identity; None stays None.
+
+    A RunDirectory that the caller opened stays open; RunDirectoryError names the parts that differ.
+    """
+    if run is None:
+        yield None
+    elif isinstance(run, RunDirectory):
+        differing = sorted(k for k, v in identity.items() if run.identity.get(k, v) != v)
+        if differing:
+            raise RunDirectoryError(f"{run.path} holds a run with another {' and '.join(differing)}: take another directory")
+        yield run
+    else:
+        with RunDirectory.open_or_create(run, kind=kind, config=config, identity=identity) as directory:
+            yield directory

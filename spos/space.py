@@ -1,0 +1,138 @@
+"""The search space: ordered named decisions, and architectures that take one option of each.
+
+An architecture is a tuple of option indices, one for each decision (arXiv 1904.00420, section 3.2: one choice per choice
+block). It is hashable and JSON-able, and a plain tuple or list of integers is accepted wherever one is expected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One choice to make: a unique `name`, a `kind` (such as "operator") and the labels of its `options`."""
+
+    name: str
+    kind: str
+    options: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.options:
+            raise ValueError(f"decision {self.name!r} has no options: expected at least one")
+        if len(set(self.options)) != len(self.options):
+            raise ValueError(f"decision {self.name!r} has options {self.options}: expected different labels")
+
+
+class Arch(tuple[int, ...]):
+    """An architecture: the index of the option taken by each decision, in the space's order. Equal to the plain tuple."""
+
+    __slots__ = ()
+
+    def to_json(self) -> list[int]:
+        """Return the indices as a list."""
+        return list(self)
+
+    def __repr__(self) -> str:
+        return f"Arch({','.join(map(str, self))})"
+
+
+class SearchSpace:
+    """Decisions in a fixed order. `len(space)` is their number, `space.size()` the number of architectures."""
+
+    def __init__(self, decisions: Iterable[Decision]) -> None:
+        self.decisions = tuple(decisions)
+        names = [d.name for d in self.decisions]
+        duplicates = {n for n in names if names.count(n) > 1}
+        if duplicates:
+            raise ValueError(f"decisions named {sorted(duplicates)} occur more than once: expected unique names")
+        self._sizes = np.array([len(d.options) for d in self.decisions], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.decisions)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SearchSpace) and self.decisions == other.decisions
+
+    def __hash__(self) -> int:
+        return hash(self.decisions)
+
+    def __repr__(self) -> str:
+        return f"SearchSpace({len(self)} decisions, {self.size():.3g} architectures)"
+
+    def size(self) -> int:
+        """Return the exact number of architectures."""
+        return math.prod(len(d.options) for d in self.decisions)
+
+    def arch(self, choices: Sequence[int]) -> Arch:
+        """Check `choices` (one option index for each decision) and return them as an `Arch`.
+
+        Raises TypeError where an entry is no integer, ValueError where the length or an index is out of range.
+        """
+        if isinstance(choices, (str, bytes)) or not isinstance(choices, Iterable):
+            raise TypeError(f"arch = {choices!r}: expected a sequence of {len(self)} option indices")
+        entries = list(choices)
+        if len(entries) != len(self):
+            raise ValueError(f"arch has {len(entries)} entries: expected {len(self)}, one for each decision")
+        checked = []
+        for entry, decision in zip(entries, self.decisions, strict=True):
+            try:
+                if isinstance(entry, bool):
+                    raise TypeError
+                index = operator.index(entry)
+            except TypeError:
+                raise TypeError(f"arch entry {entry!r} for {decision.name!r}: expected an integer") from None
+            if not 0 <= index < len(decision.options):
+                raise ValueError(
+                    f"arch entry {index} for {decision.name!r}: expected 0 to {len(decision.options) - 1} "
+                    f"({', '.join(decision.options)})"
+                )
+            checked.append(index)
+        return Arch(checked)
+
+    def sample(self, rng: np.random.Generator) -> Arch:
+        """Draw an architecture uniformly: every decision independently, every option alike."""
+        if not isinstance(rng, np.random.Generator):
+            raise TypeError(f"rng is a {type(rng).__name__}: expected a numpy.random.Generator (see spos.generator)")
+        return Arch(rng.integers(0, self._sizes).tolist())
+
+    def uniform(self, **options: str) -> Arch:
+        """Return the architecture that takes the same option in every decision of a kind.
+
+        `space.uniform(operator="choice_3")`; every kind in the space must be given.
+        """
+        kinds = {d.kind for d in self.decisions}
+        if set(options) != kinds:
+            raise ValueError(f"kinds given are {sorted(options)}: expected exactly {sorted(kinds)}")
+        choices = []
+        for decision in self.decisions:
+            label = str(options[decision.kind])
+            if label not in decision.options:
+                raise ValueError(f"{decision.kind} = {label!r} in {decision.name!r}: expected one of {decision.options}")
+            choices.append(decision.options.index(label))
+        return Arch(choices)
+
+    def describe(self, arch: Sequence[int]) -> dict[str, str]:
+        """Return the option label of each decision by name."""
+        return {d.name: d.options[i] for d, i in zip(self.decisions, self.arch(arch), strict=True)}
+
+    def enumerate(self) -> Iterator[Arch]:
+        """Yield every architecture in lexicographic order. Meant for spaces small enough to walk."""
+        for flat in range(self.size()):
+            choices = []
+            for decision in reversed(self.decisions):
+                flat, index = divmod(flat, len(decision.options))
+                choices.append(index)
+            yield Arch(reversed(choices))
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the decisions, by which a checkpoint of another space is recognised."""
+        content = [[d.name, d.kind, list(d.options)] for d in self.decisions]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()

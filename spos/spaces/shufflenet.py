@@ -1,0 +1,153 @@
+"""The ShuffleNet V2 block space of Single Path One-Shot NAS (arXiv 1904.00420, appendix; the released supernet).
+
+A chain of choice blocks with four options each: ShuffleNet V2 blocks with a 3×3, 5×5 or 7×7 depthwise convolution, and
+"xception" with three 3×3 ones. Module names and shapes are those of the released code, so its checkpoints load.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from spos_kernels import DepthwiseConv2d
+from torch import Tensor, nn
+
+from spos.supernet import ChoiceBlock, Supernet, initialize
+
+CHOICES = ("choice_3", "choice_5", "choice_7", "choice_x")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Widths in channels: `stem`, then for each stage its (channels, number of blocks), then `last` before the classifier."""
+
+    stem: int
+    stages: tuple[tuple[int, int], ...]
+    last: int
+
+
+SPECS = {
+    "shufflenet-oneshot": Spec(16, ((64, 4), (160, 4), (320, 8), (640, 4)), 1024),
+    "shufflenet-oneshot-small": Spec(16, ((48, 2), (96, 4), (192, 2)), 256),
+}
+# Up to this size the stem keeps the resolution: halving 32 pixels six times would leave nothing for the last stage.
+SMALL_IMAGE = 64
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, affine=False)
+
+
+def _pointwise(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 1, bias=False), _norm(outputs), nn.ReLU(inplace=True)]
+
+
+def _depthwise(channels: int, kernel: int, stride: int) -> list[nn.Module]:
+    return [DepthwiseConv2d(channels, kernel, stride), _norm(channels)]
+
+
+class ShuffleBlock(nn.Module):
+    """One ShuffleNet V2 block: [N, inputs, H, W] to [N, outputs, H / stride, W / stride].
+
+    Stride 1 (inputs = outputs): even channels pass, odd channels go through the main branch. Stride 2: both branches take
+    all channels. The output is [passed or projected, main], so the main branch makes `outputs` minus its own inputs.
+    """
+
+    def __init__(self, choice: str, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        branch = inputs // 2 if stride == 1 else inputs
+        mid, main = outputs // 2, outputs - branch
+        if choice == "choice_x":
+            kernel = 3
+            layers = [*_depthwise(branch, 3, stride), *_pointwise(branch, mid), *_depthwise(mid, 3, 1)]
+            layers += [*_pointwise(mid, mid), *_depthwise(mid, 3, 1), *_pointwise(mid, main)]
+        else:
+            kernel = int(choice.removeprefix("choice_"))
+            layers = [*_pointwise(branch, mid), *_depthwise(mid, kernel, stride), *_pointwise(mid, main)]
+        self.branch_main = nn.Sequential(*layers)
+        if stride == 2:
+            self.branch_proj = nn.Sequential(*_depthwise(branch, kernel, 2), *_pointwise(branch, branch))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 2:
+            return torch.cat([self.branch_proj(x), self.branch_main(x)], 1)
+        # Unbinding the channel pairs in NHWC order keeps their gradient, one stacked tensor, channels last too.
+        passed, main = x.permute(0, 2, 3, 1).unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.cat([passed.permute(0, 3, 1, 2), self.branch_main(main.permute(0, 3, 1, 2))], 1)
+
+
+class ShuffleNetOneShot(nn.Module):
+    """The network around the choice blocks: stem, blocks, last 1×1 convolution, global average pool, classifier."""
+
+    def __init__(self, spec: Spec, num_classes: int, image_size: int, in_channels: int) -> None:
+        super().__init__()
+        stem_stride = 1 if image_size <= SMALL_IMAGE else 2
+        self.first_conv = nn.Sequential(
+            nn.Conv2d(in_channels, spec.stem, 3, stem_stride, 1, bias=False), _norm(spec.stem), nn.ReLU(inplace=True)
+        )
+        blocks = []
+        width = spec.stem
+        for channels, count in spec.stages:
+            for index in range(count):
+                stride = 2 if index == 0 else 1
+                blocks.append(ChoiceBlock({c: ShuffleBlock(c, width, channels, stride) for c in CHOICES}))
+                width = channels
+        self.features = nn.Sequential(*blocks)
+        self.conv_last = nn.Sequential(*_pointwise(width, spec.last))
+        self.globalpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(0.1)
+        self.classifier = nn.Sequential(nn.Linear(spec.last, num_classes, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_last(self.features(self.first_conv(x)))
+        return self.classifier(self.dropout(self.globalpool(x).flatten(1)))
+
+    def init_weights(self) -> None:
+        """The released initialisation: N(0, 0.01) in the stem and the classifier, N(0, 1 / weight.shape[1]) elsewhere."""
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Linear) or name.startswith("first_conv") and isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, 0.0, 0.01)
+            elif isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, 0.0, 1.0 / layer.weight.shape[1])
+
+
+class ShuffleNetSupernet(Supernet):
+    """The supernet over `ShuffleNetOneShot`, channels last, with the released code's parameter names."""
+
+    def __init__(self, name: str, num_classes: int, image_size: int, in_channels: int, seed: int) -> None:
+        for label, value, least in (("num_classes", num_classes, 2), ("image_size", image_size, 8)):
+            if value < least:
+                raise ValueError(f"{label} = {value!r}: expected an integer of at least {least}")
+        if in_channels < 1:
+            raise ValueError(f"in_channels = {in_channels!r}: expected a positive integer")
+        network = ShuffleNetOneShot(SPECS[name], num_classes, image_size, in_channels)
+        super().__init__(network, input_shape=(in_channels, image_size, image_size), name=name)
+        initialize(network, seed)
+        self.to(memory_format=torch.channels_last)
+
+    def load_official(self, checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> None:
+        """Load the released supernet's weights strictly; afterwards `net(x, arch)` computes what its model does.
+
+        Takes a state dict, a mapping that holds one under "state_dict", or the path of such a checkpoint, which is read
+        with `weights_only=True`. Keys may carry DataParallel's "module." prefix. Raises ValueError, with nothing loaded,
+        where a key is missing or unknown or a shape differs.
+        """
+        if not isinstance(checkpoint, Mapping):
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = checkpoint.get("state_dict", checkpoint)
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+        own = self.state_dict()
+        problems = [f"missing {k}" for k in own if k not in state] + [f"unknown {k}" for k in state if k not in own]
+        problems += [
+            f"{k} has shape {tuple(state[k].shape)}, expected {tuple(v.shape)}"
+            for k, v in own.items()
+            if k in state and state[k].shape != v.shape
+        ]
+        if problems:
+            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise ValueError(f"checkpoint does not fit {self.name}: {'; '.join(problems[:5])}{more}")
+        self.load_state_dict(state)

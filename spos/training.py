@@ -1,0 +1,264 @@
+"""Stochastic gradient descent, for a supernet (one uniformly drawn path a step) and for a child alike.
+
+Method and defaults: arXiv 1904.00420, section 3.1 and appendix. A step's path, batch and dropout masks are functions of
+(seed, step), so that a run killed at any moment and resumed ends with the bits of an uninterrupted one. Weights off
+the path have no gradient (`None`, not zero), so neither momentum nor weight decay moves them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spos.config import TrainConfig
+from spos.data import BatchStream, Data
+from spos.draws import generator, torch_seed
+from spos.identity import Run, identity_of, opened
+from spos.progress import Progress
+from spos.run_directory import RunDirectory
+from spos.space import Arch
+from spos.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How training ended: `steps` done, mean `loss` and `accuracy` over the last logged window, `seconds` in this process."""
+
+    steps: int
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+class DivergenceError(ArithmeticError):
+    """The training loss became NaN or infinite."""
+
+
+def train_supernet(
+    net: Supernet,
+    data: Data,
+    *,
+    config: TrainConfig | None = None,
+    seed: int = 0,
+    run: Run = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train `net` in place, one uniformly sampled path a step.
+
+    `run`, a directory, makes it resumable: it gets the checkpoints "supernet", the stream "train" and training.json.
+    Raises ValueError where data and net do not fit, DivergenceError where the loss is no longer finite.
+    """
+    config = config or TrainConfig()
+    if not isinstance(net, Supernet):
+        raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
+    space = net.space
+    check_fit(net, data)
+
+    def path(step: int) -> Arch:
+        return space.sample(generator(seed, "path", step))
+
+    identity = identity_of(config, seed, data, space=space.fingerprint())
+    with opened(run, kind="supernet", config=dataclasses.asdict(config), identity=identity) as directory:
+        return fit(
+            net,
+            lambda x, step: net(x, path(step)),
+            data.training_batches(config.batch_size, seed),
+            config=config,
+            seed=seed,
+            name="supernet",
+            run=directory,
+            progress=progress,
+            note=lambda step: {"arch": path(step).to_json()},
+        )
+
+
+def fit(
+    model: nn.Module,
+    forward: Callable[[Tensor, int], Tensor],
+    stream: BatchStream,
+    *,
+    config: TrainConfig,
+    seed: int,
+    name: str,
+    run: RunDirectory | None,
+    progress: Progress | None,
+    note: Callable[[int], dict[str, Any]] = lambda step: {},
+) -> TrainResult:
+    """Train `model` to the configured number of steps, going on from the checkpoint `name` of `run` where there is one.
+
+    `forward(x, step)` gives the logits; `note(step)` is added to the records of the stream "train".
+    """
+    total = total_steps(config, stream)
+    optimizer = make_optimizer(model, config)
+    state = _restore(model, optimizer, run, name)
+    started = time.perf_counter() - state.seconds
+    device = next(model.parameters()).device
+    model.train()
+    with closing(stream.iterate(state.step * config.accumulation, total * config.accumulation)) as batches:
+        while state.step < total:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, state.step, total)
+            optimizer.zero_grad(set_to_none=True)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(torch_seed(seed, "layers", state.step))
+                for _ in range(config.accumulation):
+                    x, y = (part.to(device, non_blocking=True) for part in next(batches))
+                    _backward(forward, x, y, config, state)
+            if config.clip_norm > 0:
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
+            state.step += 1
+            state.seconds = time.perf_counter() - started
+            if state.step % config.log_every == 0 or state.step == total:
+                record = _close_window(state, optimizer, config, stream)
+                if run:
+                    run.append("train", record | note(state.step - 1))
+                if progress:
+                    progress(name, state.step, total, {k: record[k] for k in ("loss", "accuracy", "lr")})
+            if run and (state.step % config.checkpoint_every == 0 or state.step == total):
+                run.save_checkpoint(name, _tensors(model, optimizer), state.to_json())
+    optimizer.zero_grad(set_to_none=True)
+    result = TrainResult(state.step, state.loss, state.accuracy, state.seconds)
+    if run:
+        run.write_json("training", dataclasses.asdict(result))
+    return result
+
+
+def total_steps(config: TrainConfig, stream: BatchStream) -> int:
+    """Return the number of optimizer steps that `config` asks for, at least one."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, round(config.epochs * stream.steps_per_epoch / config.accumulation))
+
+
+def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+    """Return the learning rate of a step: from `lr` down to 0 after `total` steps, linearly or along a cosine."""
+    done = step / total
+    return config.lr * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+    """Return torch's SGD with weight decay on parameters of more than one dimension only."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        [g for g in groups if g["params"]], lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
+    )
+
+
+def load_weights(model: nn.Module, run: RunDirectory, name: str) -> int:
+    """Load the newest checkpoint `name` of a run into `model`, strictly; return its step. ValueError if there is none."""
+    found = run.load_checkpoint(name)
+    if found is None:
+        raise ValueError(f"{run.path} holds no checkpoint {name!r}: train first")
+    model.load_state_dict({k.removeprefix(_MODEL): v for k, v in found.tensors.items() if k.startswith(_MODEL)})
+    return int(found.meta["step"])
+
+
+def save_weights(model: nn.Module, run: RunDirectory, name: str, step: int) -> None:
+    """Write a checkpoint of the model alone, which `load_weights` reads."""
+    run.save_checkpoint(name, {_MODEL + key: value for key, value in model.state_dict().items()}, {"step": step})
+
+
+def check_fit(net: Supernet, data: Data) -> None:
+    """Raise ValueError if `data` has not the image shape that `net` was built for; a net that named none takes it."""
+    given = (data.in_channels, data.image_size, data.image_size)
+    if net.input_shape is None:
+        net.input_shape = given
+    if net.input_shape != given:
+        raise ValueError(f"data has images of shape {given}: {net.name} was built for {net.input_shape}")
+
+
+_MODEL, _MOMENTUM = "model/", "momentum/"
+
+
+@dataclass
+class _State:
+    """Where training stands. The sums are over the batches since the last record; they are tensors until read."""
+
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0
+    accuracy: float = 0.0
+    loss_sum: float | Tensor = 0.0
+    correct: float | Tensor = 0.0
+    images: int = 0
+    batches: int = 0
+
+    def to_json(self) -> dict[str, float]:
+        return {field.name: float(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def _backward(
+    forward: Callable[[Tensor, int], Tensor], x: Tensor, y: Tensor, config: TrainConfig, state: _State
+) -> None:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
+        logits = forward(x, state.step)
+    logits = logits.float() if config.bf16 else logits
+    loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+    (loss / config.accumulation).backward()
+    with torch.no_grad():
+        state.loss_sum = state.loss_sum + loss.detach().double()
+        state.correct = state.correct + (logits.argmax(1) == y).sum()
+    state.images += len(y)
+    state.batches += 1
+
+
+def _close_window(
+    state: _State, optimizer: torch.optim.SGD, config: TrainConfig, stream: BatchStream
+) -> dict[str, Any]:
+    state.loss = float(state.loss_sum) / state.batches
+    state.accuracy = float(state.correct) / state.images
+    if not math.isfinite(state.loss):
+        raise DivergenceError(
+            f"the training loss is {state.loss} at step {state.step}: lower lr = {config.lr} or set clip_norm"
+        )
+    state.loss_sum, state.correct, state.images, state.batches = 0.0, 0.0, 0, 0
+    return {
+        "step": state.step,
+        "epoch": state.step * config.accumulation / stream.steps_per_epoch,
+        "loss": state.loss,
+        "accuracy": state.accuracy,
+        "lr": optimizer.param_groups[0]["lr"],
+        "seconds": state.seconds,
+    }
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        momentum = optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
+        if momentum is not None:
+            tensors[_MOMENTUM + name] = momentum
+    return tensors
+
+
+def _restore(model: nn.Module, optimizer: torch.optim.SGD, run: RunDirectory | None, name: str) -> _State:
+    """Bring model and optimizer to the newest checkpoint, and drop the records that were written after it."""
+    found = run.load_checkpoint(name, fallback="previous") if run else None
+    if run is None or found is None:
+        if run:
+            run.keep("train", lambda record: False)
+        return _State()
+    fields = dataclasses.fields(_State)
+    state = _State(**{f.name: (int if f.type == "int" else float)(found.meta[f.name]) for f in fields})
+    model.load_state_dict({k.removeprefix(_MODEL): v for k, v in found.tensors.items() if k.startswith(_MODEL)})
+    for parameter_name, parameter in model.named_parameters():
+        momentum = found.tensors.get(_MOMENTUM + parameter_name)
+        if momentum is not None:
+            buffer = torch.empty_like(parameter, memory_format=torch.preserve_format)
+            optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momentum)
+    run.keep("train", lambda record: record["step"] <= state.step)
+    return state
