@@ -1,0 +1,24 @@
+"""Types of the compiled module. Private: it checks what memory safety needs and nothing more."""
+
+from torch import Tensor
+
+class Isa:
+    portable: Isa
+    avx2: Isa
+    avx512: Isa
+    __members__: dict[str, Isa]
+    @property
+    def name(self) -> str: ...
+
+def best_isa() -> Isa: ...
+def isa_supported(isa: Isa) -> bool: ...
+def set_tensor_types(tensor: type, parameter: type, exchange_capsule: object) -> None: ...
+def depthwise_conv2d_forward(
+    x: Tensor, weight: Tensor, y: Tensor, stride: int, padding: int, isa: Isa, threads: int
+) -> None: ...
+def depthwise_conv2d_dgrad(
+    dy: Tensor, weight: Tensor, dx: Tensor, stride: int, padding: int, isa: Isa, threads: int
+) -> None: ...
+def depthwise_conv2d_wgrad(
+    x: Tensor, dy: Tensor, dweight: Tensor, stride: int, padding: int, isa: Isa, threads: int
+) -> None: ...

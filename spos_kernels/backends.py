@@ -1,0 +1,120 @@
+"""Which implementation runs an operation: "cpu" (the compiled kernels), "reference" (plain PyTorch) or "auto".
+
+The choice is made at forward and travels with the autograd graph, so a backward pass outside the `with` block runs on
+the backend that its forward pass ran on. An explicit backend never falls back to another one. "auto", the default,
+takes the compiled kernels for CPU tensors and the reference for tensors elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spos_kernels import _C
+
+__all__ = ["BackendStatus", "backends", "isa", "use_backend"]
+
+NAMES = ("auto", "cpu", "reference")
+
+
+class BackendStatus(NamedTuple):
+    """Whether a backend can be used here, and what it is, or why it cannot be used."""
+
+    available: bool
+    reason: str
+
+
+class _Current(threading.local):
+    # Set on the instance, for each thread: torch.compile guards instance attributes, so a compiled function is traced
+    # again under another backend. A context variable would break its graph.
+    def __init__(self) -> None:
+        self.backend = "auto"
+
+
+_current = _Current()
+
+
+class use_backend:
+    """Context manager: run the operations of this thread on backend `name`: "cpu", "reference" or "auto".
+
+    Raises ValueError for any other name.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in NAMES:
+            raise ValueError(f"name = {name!r}: accepted are {', '.join(map(repr, NAMES))}")
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._previous = _current.backend
+        _current.backend = self._name
+
+    def __exit__(self, *exception: object) -> None:
+        _current.backend = self._previous
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Every backend by name: whether it is available on this machine, and what it is or why it is not."""
+    return {
+        "cpu": BackendStatus(True, f"compiled kernels for CPU tensors, {isa()} instructions"),
+        "reference": BackendStatus(True, "plain PyTorch, on every device"),
+    }
+
+
+def isa() -> str:
+    """Return the instruction set of the compiled kernels: "avx512", "avx2" or "portable".
+
+    It is the best one that the processor has, or the one named by the environment variable SPOS_ISA when this package
+    was imported.
+    """
+    return ISA.name
+
+
+def resolve_backend(x: Tensor) -> str:
+    """Return the backend that an operation on `x` runs on now: "cpu" or "reference". ValueError if it cannot."""
+    name = _current.backend
+    if name == "auto":
+        return "cpu" if x.is_cpu else "reference"
+    if name == "cpu" and not x.is_cpu:
+        raise ValueError(f"x is on {x.device}: backend 'cpu' accepts CPU tensors")
+    return name
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether these tensors can go straight to the extension, past torch's dispatcher.
+
+    They cannot where something would have to see the call (torch.compile, a torch dispatch or function mode, torch.func
+    transforms, a subclass), nor with the negative bit (a lazy minus sign that is not in memory).
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and not torch._C._are_functorch_transforms_active()
+        and all(type(t) in _PLAIN_TYPES and not t.is_neg() for t in tensors)
+    )
+
+
+def _isa_from(environment: Mapping[str, str]) -> _C.Isa:
+    name = environment.get("SPOS_ISA", "")
+    if not name:
+        return _C.best_isa()
+    known = _C.Isa.__members__
+    supported = ", ".join(repr(n) for n in reversed(known) if _C.isa_supported(known[n]))
+    if name not in known:
+        raise ValueError(f"SPOS_ISA = {name!r}: accepted are {supported} on this processor")
+    if not _C.isa_supported(known[name]):
+        raise ValueError(
+            f"SPOS_ISA = {name!r}: this processor does not have these instructions, it accepts {supported}"
+        )
+    return known[name]
+
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+ISA = _isa_from(os.environ)
+_C.set_tensor_types(Tensor, torch.nn.Parameter, getattr(Tensor, "__dlpack_c_exchange_api__", None))

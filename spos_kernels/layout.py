@@ -1,0 +1,21 @@
+"""Memory layout of the kernels' tensors: logically NCHW, in memory NHWC (torch.channels_last)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def as_nhwc(x: Tensor) -> Tensor:
+    """Return `x` itself if its channels are adjacent in memory (also a slice of them), else a channels_last copy."""
+    # The stride of a single channel means nothing: torch may hold any value there.
+    if x.stride(1) == 1 or x.shape[1] == 1:
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def empty_nhwc(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return an uninitialised channels_last tensor of `shape` [N, C, H, W] with the dtype and device of `like`."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
