@@ -1,0 +1,8 @@
+"""The one way long-running functions tell their caller how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""`progress(stage, done, total, info)`: units done and to do of a named stage, and numbers worth showing (loss, accuracy)."""
