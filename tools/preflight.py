@@ -1,7 +1,7 @@
 """What this machine needs before anything can be built or installed, said as one line a missing thing.
 
-Used by setup.py (compiler, Python.h) and by the Makefile (everything). It must parse under any Python 3, because telling
-that the interpreter is too old is one of its tasks.
+Used by setup.py (compiler, Python.h) and by the Makefile (everything). It must parse under any Python 3, because
+telling that the interpreter is too old is one of its tasks.
 """
 
 import importlib.util

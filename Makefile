@@ -1,0 +1,89 @@
+# make demo and make test set up everything they need: an environment in $(VENV), the pinned dependencies, the extension.
+# A second call finds it done; a changed C++ file rebuilds that file. pip reads its own PIP_* variables as always.
+PYTHON ?= python3
+VENV ?= .venv
+LOWEST := .venv-lowest
+WHEEL_VENV := .venv-wheel
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SOURCES := CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+PACKAGING := pyproject.toml setup.py constraints.txt
+
+.PHONY: help setup build demo test lint format bench bench-full test-lowest wheel clean
+
+help:
+	@echo "make demo         search a network for MNIST, with a report (8 minutes on two cores)"
+	@echo "make test         run the tests"
+	@echo "make lint         ruff, mypy, clang-format"
+	@echo "make bench        the main benchmarks (5 minutes); make bench-full: all of them"
+	@echo "make test-lowest  run the tests with the lowest supported torch (downloads several GB)"
+	@echo "make wheel        build the wheel, then import and run it in a second environment"
+	@echo "make build        compile what changed;  make format: format all sources;  make clean: remove what was made"
+
+setup: $(VENV)/.built
+
+# A venv that was interrupted half way has no stamp, and is gone over again.
+$(VENV)/.installed: $(PACKAGING)
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) found. On Debian or Ubuntu: apt-get install" \
+	  "python3 python3-venv python3-dev, or name one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@mkdir -p $(VENV)
+	@$(PYTHON) tools/preflight.py $(VENV)
+	@echo "setup: $$($(PYTHON) --version) environment in $(VENV), dependencies pinned by constraints.txt (about 2 minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@{ $(PIP) install -c constraints.txt setuptools pybind11 cmake ninja && \
+	  $(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test,dev]'; } > $(VENV)/install.log 2>&1 || \
+	  { cat $(VENV)/install.log >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	@echo "setup: compiling the extension"
+	@$(BIN)/python setup.py -q build_ext --inplace > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log >&2; exit 1; }
+	@touch $@
+
+build: $(VENV)/.built
+
+demo: $(VENV)/.built
+	@$(BIN)/spos demo
+
+test: $(VENV)/.built
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
+
+bench: $(VENV)/.built
+	@$(BIN)/python -m pytest benchmarks --benchmark-only -s -m "not full"
+
+bench-full: $(VENV)/.built
+	@$(BIN)/python -m pytest benchmarks --benchmark-only -s
+
+# Its own environment: the lowest torch that pyproject.toml allows, everything else unpinned around it.
+test-lowest: $(VENV)/.built
+	@$(PYTHON) tools/preflight.py .
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip --disable-pip-version-check -q install 'torch==2.10.*' -e '.[demo,test]'
+	@$(LOWEST)/bin/python -m pytest
+
+# The second environment borrows torch and the other dependencies from the first through a path file, which does not
+# bring the first one's editable install along; the wheel itself is installed for real.
+wheel: $(VENV)/.built
+	@rm -rf dist $(WHEEL_VENV)
+	@$(PIP) wheel --no-deps -w dist .
+	@$(PYTHON) -m venv $(WHEEL_VENV)
+	@$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-deps dist/*.whl
+	@site() { $$1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+	  realpath "$$(site $(VENV))" > "$$(site $(WHEEL_VENV))/dependencies.pth"
+	@cd dist && ../$(WHEEL_VENV)/bin/python ../tools/check_wheel.py
+
+clean:
+	rm -rf build dist runs benchmark-results *.egg-info spos_kernels/*.so $(VENV)/.built \
+	  .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find spos spos_kernels tests benchmarks tools -name __pycache__ -type d -exec rm -rf {} +

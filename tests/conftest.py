@@ -1,0 +1,20 @@
+"""Settings that all tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def torch_state() -> Iterator[None]:
+    """Start every test from one seed and at most two threads, and leave the thread count as it was."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(2, threads))
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
