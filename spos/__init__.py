@@ -7,7 +7,8 @@ from spos.data import Data
 from spos.draws import generator
 from spos.evaluation import Score, classify, evaluate_population, recalibrate
 from spos.evolution import Candidate, SearchResult, evolve, random_search
-from spos.retraining import RetrainResult, fuse, retrain
+from spos.fuse import fuse
+from spos.retraining import RetrainResult, retrain
 from spos.run_directory import RunDirectory
 from spos.space import Arch, Decision, SearchSpace
 from spos.supernet import ChoiceBlock, Supernet

@@ -6,7 +6,7 @@ wherever the paper or the code gives one. Errors name the field, its value and w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 Schedule = Literal["linear", "cosine"]
@@ -27,7 +27,7 @@ class SpaceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where images come from and how they are split and augmented. Sizes are pixels, fractions are of the training set."""
+    """Where images come from, how they are split and augmented. Sizes are pixels, fractions are of the training set."""
 
     source: str = "mnist-5k"
     image_size: int = 32
@@ -54,9 +54,9 @@ class DataConfig:
 class TrainConfig:
     """Stochastic gradient descent, for the supernet and for a retrained child alike.
 
-    `steps`, where given, is used instead of `epochs`. Weight decay applies to weights with more than one dimension only.
-    `clip_norm` is the largest allowed gradient norm, 0 for none. `accumulation` micro-batches of `batch_size` images make
-    one step, all on one path. `checkpoint_every` and `log_every` count steps.
+    `steps`, where given, is used instead of `epochs`. Weight decay applies to weights with more than one dimension
+    only. `clip_norm` is the largest allowed gradient norm, 0 for none. `accumulation` micro-batches of `batch_size`
+    images make one step, all on one path. `checkpoint_every` and `log_every` count steps.
     """
 
     epochs: float = 120.0
@@ -94,8 +94,8 @@ class RetrainConfig(TrainConfig):
     """Training of the architecture found, from fresh weights, with the supernet's settings but for what is listed here.
 
     `use_validation` adds the held-out images to the training set, as ImageNet results do. After training the running
-    statistics are recomputed over `calibration_images` images (the released code: 1,250 steps at learning rate 0); 0 keeps
-    those of training.
+    statistics are recomputed over `calibration_images` images (the released code: 1,250 steps at learning rate 0); 0
+    keeps those of training.
     """
 
     epochs: float = 240.0
@@ -113,10 +113,11 @@ class RetrainConfig(TrainConfig):
 class SearchConfig:
     """The evolutionary search, and random search of the same budget.
 
-    `population` candidates start it; each of `generations` then adds `mutations` + `crossovers` children of the `parents`
-    best so far (paper: 50, 20, 25, 25, 10; mutation probability 0.1 for each decision). Image counts are for each
-    candidate: `calibration_images` training images recompute its batch-normalisation statistics, `validation_images`
-    held-out images score it (0: all of them). Budgets are upper bounds in multiply-accumulates and parameters, 0 for none.
+    `population` candidates start it; each of `generations` then adds `mutations` + `crossovers` children of the
+    `parents` best so far (paper: 50, 20, 25, 25, 10; mutation probability 0.1 for each decision). Image counts are for
+    each candidate: `calibration_images` training images recompute its batch-normalisation statistics,
+    `validation_images` held-out images score it (0: all of them). Budgets are upper bounds in multiply-accumulates and
+    parameters, 0 for none.
     """
 
     population: int = 50
@@ -164,5 +165,3 @@ class Config:
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, self, "seed", "an integer in [0, 2**63)")
         _require(self.threads >= 0, self, "threads", "a non-negative integer")
-
-

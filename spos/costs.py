@@ -14,15 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from spos_kernels import use_backend
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spos.draws import generator
 from spos.space import Arch
 from spos.supernet import ChoiceBlock, Supernet
+from spos_kernels import use_backend
 
 Place = tuple[tuple[int, int], ...]  # options taken from the outside in, each (position in the arch, option index)
 Measurement = dict[Place, int]  # what is spent exactly there; () is what every path shares
@@ -231,7 +230,7 @@ class UnsatisfiableError(ValueError):
 
 @dataclass(frozen=True)
 class Profile:
-    """What constraints mean for a space: each one's reachable (low, high), and the fraction of random draws that pass."""
+    """What constraints mean for a space: each one's reachable (low, high), and the fraction of draws that pass."""
 
     ranges: dict[str, tuple[int, int] | None]
     feasible_fraction: float | None
@@ -248,7 +247,8 @@ def feasible(net: Supernet, constraints: Sequence[Constraint]) -> Callable[[Arch
 
 
 def profile(net: Supernet, constraints: Sequence[Constraint] = (), *, draws: int = 2000, seed: int = 0) -> Profile:
-    """Say, before anything runs, what can be reached: raises UnsatisfiableError, with the range, for a bound outside it.
+    """Say, before anything runs, what can be reached: raises UnsatisfiableError, with the range, for a bound outside
+    it.
 
     The fraction is an estimate from `draws` uniform architectures, None for no draws.
     """
@@ -265,5 +265,3 @@ def profile(net: Supernet, constraints: Sequence[Constraint] = (), *, draws: int
     rng = generator(seed, "profile")
     passed = sum(allowed(net.space.sample(rng)) for _ in range(draws))
     return Profile(ranges, passed / draws if draws else None, draws)
-
-

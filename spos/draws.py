@@ -1,8 +1,9 @@
-"""Counter-based random draws: a pure function of (seed, stream, index), so a resumed run draws what it would have drawn.
+"""Counter-based random draws: a pure function of (seed, stream, index), so a resumed run draws what it would have
+drawn.
 
-Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) takes a key and a counter. The key comes from
-the seed and the name of the stream, the counter's high word from the index (a step, an epoch, a generation); streams and
-indices therefore never overlap.
+Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) takes a key and a counter. The key comes
+from the seed and the name of the stream, the counter's high word from the index (a step, an epoch, a generation);
+streams and indices therefore never overlap.
 """
 
 from __future__ import annotations
@@ -21,5 +22,5 @@ def generator(seed: int, stream: str, index: int = 0) -> np.random.Generator:
 
 
 def torch_seed(seed: int, stream: str, index: int = 0) -> int:
-    """Return a seed for `torch.manual_seed`, for layers that draw from torch's own generator (dropout, initialisation)."""
+    """Return a seed for `torch.manual_seed`, for layers that draw from torch's own generator, such as dropout."""
     return int(generator(seed, stream, index).integers(2**63))

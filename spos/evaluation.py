@@ -40,8 +40,9 @@ def evaluate_population(
 ) -> list[Score]:
     """Score each architecture: recompute its statistics over `calibration`, then classify `validation`.
 
-    `calibration` holds batches of images, `validation` batches of (images [N, C, H, W], labels [N]); every candidate sees
-    the same ones. `on_score` is called as each is done. The supernet's own statistics and modes are left as they were.
+    `calibration` holds batches of images, `validation` batches of (images [N, C, H, W], labels [N]); every candidate
+    sees the same ones. `on_score` is called as each is done. The supernet's own statistics and modes are left as they
+    were.
     """
     if not isinstance(net, Supernet):
         raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")

@@ -1,4 +1,5 @@
-"""Evolutionary search over a trained supernet (arXiv 1904.00420, section 3.4, algorithm 1), and random search beside it.
+"""Evolutionary search over a trained supernet (arXiv 1904.00420, section 3.4, algorithm 1), and random search beside
+it.
 
 A generation is a pure function of the seed, its number and the scores so far: `propose` draws it, `evaluate_population`
 scores it, `rank` orders all that was scored. A run's records are therefore its whole state: a search that was killed
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from spos.config import SearchConfig
 from spos.costs import Constraint, UnsatisfiableError, feasible, flops, params, profile
@@ -94,10 +96,10 @@ def propose(
     """
 
     def child_of_one() -> Arch:
-        return mutate(parents[rng.integers(len(parents))], space, rng, config.mutation_probability)
+        return mutate(parents[int(rng.integers(len(parents)))], space, rng, config.mutation_probability)
 
     def child_of_two() -> Arch:
-        return crossover(parents[rng.integers(len(parents))], parents[rng.integers(len(parents))], rng)
+        return crossover(parents[int(rng.integers(len(parents)))], parents[int(rng.integers(len(parents)))], rng)
 
     taken = set(seen)
     children: list[tuple[Arch, Origin]] = []
@@ -165,9 +167,7 @@ def evolve(
         parents = [c.arch for c in rank(history)[: config.parents]]
         return propose(net.space, parents, {c.arch for c in history}, allowed, config, rng)
 
-    return _search(
-        "evolution", config.generations + 1, generation, net, data, constraints, config, seed, run, progress
-    )
+    return _search("evolution", config.generations + 1, generation, net, data, constraints, config, seed, run, progress)
 
 
 def random_search(
@@ -220,46 +220,67 @@ def _search(
     validation = data.validation_batches(config.validation_images, config.eval_batch_size, seed)
     history: list[Candidate] = []
     with opened(run, kind="search", config=dataclasses.asdict(config), identity=identity) as directory:
-        known = {tuple(r["arch"]): r for r in (directory.records(name) if directory else ())}
+        known = {tuple(r["arch"]): _from_record(r) for r in (directory.records(name) if directory else ())}
+
+        def keep(candidate: Candidate) -> None:
+            history.append(candidate)
+            if directory:
+                directory.append(name, dataclasses.asdict(candidate))
+            if progress:
+                best = max(c.accuracy for c in history)
+                progress(name, len(history), config.evaluations, {"accuracy": candidate.accuracy, "best": best})
+
         for number in range(generations):
             drawn = propose_generation(number, history, allowed)
             if not drawn and not history:
+                attempts = RANDOM_ATTEMPTS * config.population
                 raise UnsatisfiableError(
-                    f"{' and '.join(limits)}: none of {RANDOM_ATTEMPTS * config.population:,} random architectures meets this"
+                    f"{' and '.join(limits)}: none of {attempts:,} random architectures meets this"
                 )
-            history += [_from_record(known[arch]) for arch, _ in drawn if arch in known]
-            origins = {arch: origin for arch, origin in drawn if arch not in known}
-            clock = time.perf_counter()
-
-            def keep(arch: Arch, score: Score) -> None:
-                nonlocal clock
-                started, clock = clock, time.perf_counter()
-                candidate = Candidate(
-                    index=len(history),
-                    generation=number,
-                    arch=arch,
-                    accuracy=score.accuracy,
-                    top5=score.top5,
-                    loss=score.loss,
-                    flops=flops(net, arch),
-                    params=params(net, arch),
-                    origin=origins[arch],
-                    seconds=clock - started,
-                )
-                history.append(candidate)
-                if directory:
-                    directory.append(name, dataclasses.asdict(candidate))
-                if progress:
-                    best = max(c.accuracy for c in history)
-                    progress(name, len(history), config.evaluations, {"accuracy": score.accuracy, "best": best})
-
-            evaluate_population(net, list(origins), calibration, validation, on_score=keep)
+            history += [known[arch] for arch, _ in drawn if arch in known]
+            new = [(arch, origin) for arch, origin in drawn if arch not in known]
+            _score_generation(net, number, len(history), new, calibration, validation, keep)
         order = rank(history)
         result = SearchResult(order[0], tuple(history), tuple(order[: config.parents]))
         if directory:
             summary = {"best": dataclasses.asdict(result.best), "constraints": limits, "evaluations": len(history)}
             directory.write_json("result" if name == "evolution" else f"result-{name}", summary)
     return result
+
+
+def _score_generation(
+    net: Supernet,
+    number: int,
+    first: int,
+    drawn: Sequence[tuple[Arch, Origin]],
+    calibration: Sequence[Tensor],
+    validation: Sequence[tuple[Tensor, Tensor]],
+    keep: Callable[[Candidate], None],
+) -> None:
+    """Score the candidates of generation `number`, numbered from `first` on, and hand over each when it is done."""
+    origins = dict(drawn)
+    index, clock = first, time.perf_counter()
+
+    def on_score(arch: Arch, score: Score) -> None:
+        nonlocal index, clock
+        seconds = time.perf_counter() - clock
+        keep(
+            Candidate(
+                index=index,
+                generation=number,
+                arch=arch,
+                accuracy=score.accuracy,
+                top5=score.top5,
+                loss=score.loss,
+                flops=flops(net, arch),
+                params=params(net, arch),
+                origin=origins[arch],
+                seconds=seconds,
+            )
+        )
+        index, clock = index + 1, time.perf_counter()
+
+    evaluate_population(net, [arch for arch, _ in drawn], calibration, validation, on_score=on_score)
 
 
 def _from_record(record: dict[str, Any]) -> Candidate:

@@ -51,7 +51,9 @@ def opened(
     elif isinstance(run, RunDirectory):
         differing = sorted(k for k, v in identity.items() if run.identity.get(k, v) != v)
         if differing:
-            raise RunDirectoryError(f"{run.path} holds a run with another {' and '.join(differing)}: take another directory")
+            raise RunDirectoryError(
+                f"{run.path} holds a run with another {' and '.join(differing)}: take another directory"
+            )
         yield run
     else:
         with RunDirectory.open_or_create(run, kind=kind, config=config, identity=identity) as directory:

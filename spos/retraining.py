@@ -1,4 +1,4 @@
-"""Training a found architecture from fresh weights, and the one reading of the test set (arXiv 1904.00420, section 4)."""
+"""Training a found architecture, and the one reading of the test set (arXiv 1904.00420, section 4)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from spos_kernels import DepthwiseConv2d
 from torch import nn
 
 from spos.config import RetrainConfig
 from spos.data import Data
 from spos.evaluation import classify, recalibrate
+from spos.fuse import fuse
 from spos.identity import Run, identity_of, opened
 from spos.progress import Progress
-from spos.supernet import map_layers
+from spos.supernet import channels_last
 from spos.training import fit, load_weights, save_weights
 
 EVAL_BATCH = 250
@@ -32,15 +31,6 @@ class RetrainResult:
     test_images: int
     steps: int
     seconds: float
-
-
-def fuse(module: nn.Module) -> nn.Module:
-    """Swap the library's kernels in, in place where possible, and return the module; its state dict keeps its keys.
-
-    Today: every depthwise `nn.Conv2d` that `spos_kernels.DepthwiseConv2d` covers (square kernel 3, 5 or 7, stride 1 or 2,
-    "same" zero padding, no bias). Weights are shared, outputs agree up to rounding.
-    """
-    return map_layers(module, lambda layer: DepthwiseConv2d.of(layer) if DepthwiseConv2d.covers(layer) else layer)
 
 
 def retrain(
@@ -62,7 +52,7 @@ def retrain(
     shapes = " ".join(f"{name}:{tuple(value.shape)}" for name, value in child.state_dict().items())
     identity = identity_of(config, seed, data, architecture=hashlib.sha256(shapes.encode()).hexdigest())
     if next(child.parameters()).device.type == "cpu":
-        child = fuse(child).to(memory_format=torch.channels_last)
+        child = channels_last(fuse(child))
     with opened(run, kind="retrain", config=dataclasses.asdict(config), identity=identity) as directory:
         recorded = directory.read_json("result") if directory else None
         if directory and recorded:

@@ -1,7 +1,7 @@
 """The search space: ordered named decisions, and architectures that take one option of each.
 
-An architecture is a tuple of option indices, one for each decision (arXiv 1904.00420, section 3.2: one choice per choice
-block). It is hashable and JSON-able, and a plain tuple or list of integers is accepted wherever one is expected.
+An architecture is a tuple of option indices, one for each decision (arXiv 1904.00420, section 3.2: one choice per
+choice block). It is hashable and JSON-able, and a plain tuple or list of integers is accepted wherever one is expected.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Decision:
 
 
 class Arch(tuple[int, ...]):
-    """An architecture: the index of the option taken by each decision, in the space's order. Equal to the plain tuple."""
+    """An architecture: the index of the option each decision takes, in the space's order. Equal to the plain tuple."""
 
     __slots__ = ()
 
@@ -115,7 +115,9 @@ class SearchSpace:
         for decision in self.decisions:
             label = str(options[decision.kind])
             if label not in decision.options:
-                raise ValueError(f"{decision.kind} = {label!r} in {decision.name!r}: expected one of {decision.options}")
+                raise ValueError(
+                    f"{decision.kind} = {label!r} in {decision.name!r}: expected one of {decision.options}"
+                )
             choices.append(decision.options.index(label))
         return Arch(choices)
 

@@ -1,8 +1,8 @@
 """Choice blocks, and the supernet that runs one path through them.
 
-`Supernet(module)` turns any module with `ChoiceBlock`s inside into a supernet: the space is read off the module tree, and
-`net(x, arch)` runs the one path that `arch` names. The path travels in a context variable for the duration of the call,
-so the user's own `forward` needs no extra argument.
+`Supernet(module)` turns any module with `ChoiceBlock`s inside into a supernet: the space is read off the module tree,
+and `net(x, arch)` runs the one path that `arch` names. The path travels in a context variable for the duration of the
+call, so the user's own `forward` needs no extra argument.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
-from spos_kernels import DepthwiseConv2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spos.space import Arch, Decision, SearchSpace
+from spos_kernels import DepthwiseConv2d
 
 _path: ContextVar[Arch | None] = ContextVar("spos_path", default=None)
 
@@ -94,7 +94,7 @@ class Supernet(nn.Module):
             *inputs, arch = inputs  # type: ignore[assignment]
         if isinstance(arch, torch.Tensor) and arch.dim() > 1:
             raise TypeError("arch is an image-like tensor: call net(x, arch)")
-        with self.path(arch):  # type: ignore[arg-type]
+        with self.path(arch):
             return self.module(*inputs, **kwargs)
 
     @contextmanager
@@ -151,7 +151,7 @@ class Supernet(nn.Module):
 
 
 def initialize(module: nn.Module, seed: int) -> None:
-    """Initialise every weight from `seed`: by the module's own `init_weights()`, else each layer's `reset_parameters()`."""
+    """Initialise every weight from `seed`: each layer's `reset_parameters()`, then the module's own `init_weights()`."""
     custom = getattr(module, "init_weights", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -160,9 +160,16 @@ def initialize(module: nn.Module, seed: int) -> None:
             if callable(reset):
                 reset()
             elif custom is None and next(layer.parameters(recurse=False), None) is not None:
-                raise TypeError(f"{type(layer).__name__} has parameters but no reset_parameters(): cannot initialise it")
+                raise TypeError(
+                    f"{type(layer).__name__} has parameters but no reset_parameters(): cannot initialise it"
+                )
         if custom is not None:
             custom()
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay the module's four-dimensional weights out as NHWC, the kernels' layout, in place; return the module."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def map_layers(module: nn.Module, replace: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -217,10 +224,10 @@ def _walk(module: nn.Module, arch: Arch, seen: set[int]) -> Iterator[nn.Module]:
 
 
 def _with_affine(layer: _BatchNorm) -> _BatchNorm:
-    mean = layer.running_mean
-    kwargs = {} if mean is None else {"device": mean.device, "dtype": mean.dtype}
-    new = type(layer)(layer.num_features, layer.eps, layer.momentum, True, layer.track_running_stats, **kwargs)
+    new = type(layer)(layer.num_features, layer.eps, layer.momentum, True, layer.track_running_stats)
     new.load_state_dict(layer.state_dict(), strict=False)
+    if layer.running_mean is not None:
+        new.to(layer.running_mean)
     return new.train(layer.training)
 
 

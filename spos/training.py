@@ -31,7 +31,7 @@ from spos.supernet import Supernet
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How training ended: `steps` done, mean `loss` and `accuracy` over the last logged window, `seconds` in this process."""
+    """How training ended: `steps` done, mean `loss` and `accuracy` of the last logged window, `seconds` of training."""
 
     steps: int
     loss: float
@@ -159,7 +159,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
 
 
 def load_weights(model: nn.Module, run: RunDirectory, name: str) -> int:
-    """Load the newest checkpoint `name` of a run into `model`, strictly; return its step. ValueError if there is none."""
+    """Load a run's newest checkpoint `name` into `model`, strictly; return its step. ValueError if there is none."""
     found = run.load_checkpoint(name)
     if found is None:
         raise ValueError(f"{run.path} holds no checkpoint {name!r}: train first")
@@ -198,7 +198,7 @@ class _State:
     batches: int = 0
 
     def to_json(self) -> dict[str, float]:
-        return {field.name: float(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return dataclasses.asdict(self) | {"loss_sum": float(self.loss_sum), "correct": float(self.correct)}
 
 
 def _backward(
@@ -252,8 +252,7 @@ def _restore(model: nn.Module, optimizer: torch.optim.SGD, run: RunDirectory | N
         if run:
             run.keep("train", lambda record: False)
         return _State()
-    fields = dataclasses.fields(_State)
-    state = _State(**{f.name: (int if f.type == "int" else float)(found.meta[f.name]) for f in fields})
+    state = _State(**found.meta)
     model.load_state_dict({k.removeprefix(_MODEL): v for k, v in found.tensors.items() if k.startswith(_MODEL)})
     for parameter_name, parameter in model.named_parameters():
         momentum = found.tensors.get(_MOMENTUM + parameter_name)

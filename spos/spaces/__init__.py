@@ -15,9 +15,7 @@ def names() -> tuple[str, ...]:
     return tuple(SPECS)
 
 
-def get(
-    name: str, *, num_classes: int = 1000, image_size: int = 224, in_channels: int = 3, seed: int = 0
-) -> Supernet:
+def get(name: str, *, num_classes: int = 1000, image_size: int = 224, in_channels: int = 3, seed: int = 0) -> Supernet:
     """Build a supernet with weights initialised from `seed`.
 
     `image_size` is in pixels. ValueError names an unknown space and the nearest known one.

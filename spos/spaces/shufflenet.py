@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from spos_kernels import DepthwiseConv2d
 from torch import Tensor, nn
 
-from spos.supernet import ChoiceBlock, Supernet, initialize
+from spos.supernet import ChoiceBlock, Supernet, channels_last, initialize
+from spos_kernels import DepthwiseConv2d
 
 CHOICES = ("choice_3", "choice_5", "choice_7", "choice_x")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Widths in channels: `stem`, then for each stage its (channels, number of blocks), then `last` before the classifier."""
+    """Widths in channels: `stem`, each stage's (channels, number of blocks), `last` before the classifier."""
 
     stem: int
     stages: tuple[tuple[int, int], ...]
@@ -52,8 +52,9 @@ def _depthwise(channels: int, kernel: int, stride: int) -> list[nn.Module]:
 class ShuffleBlock(nn.Module):
     """One ShuffleNet V2 block: [N, inputs, H, W] to [N, outputs, H / stride, W / stride].
 
-    Stride 1 (inputs = outputs): even channels pass, odd channels go through the main branch. Stride 2: both branches take
-    all channels. The output is [passed or projected, main], so the main branch makes `outputs` minus its own inputs.
+    Stride 1 (inputs = outputs): even channels pass, odd channels go through the main branch. Stride 2: both branches
+    take all channels. The output is [passed or projected, main], so the main branch makes `outputs` minus its own
+    inputs.
     """
 
     def __init__(self, choice: str, inputs: int, outputs: int, stride: int) -> None:
@@ -104,12 +105,13 @@ class ShuffleNetOneShot(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_last(self.features(self.first_conv(x)))
-        return self.classifier(self.dropout(self.globalpool(x).flatten(1)))
+        logits: Tensor = self.classifier(self.dropout(self.globalpool(x).flatten(1)))
+        return logits
 
     def init_weights(self) -> None:
-        """The released initialisation: N(0, 0.01) in the stem and the classifier, N(0, 1 / weight.shape[1]) elsewhere."""
+        """Initialise as released: N(0, 0.01) in the stem and the classifier, N(0, 1 / weight.shape[1]) elsewhere."""
         for name, layer in self.named_modules():
-            if isinstance(layer, nn.Linear) or name.startswith("first_conv") and isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Linear) or (name.startswith("first_conv") and isinstance(layer, nn.Conv2d)):
                 nn.init.normal_(layer.weight, 0.0, 0.01)
             elif isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, 0.0, 1.0 / layer.weight.shape[1])
@@ -127,18 +129,19 @@ class ShuffleNetSupernet(Supernet):
         network = ShuffleNetOneShot(SPECS[name], num_classes, image_size, in_channels)
         super().__init__(network, input_shape=(in_channels, image_size, image_size), name=name)
         initialize(network, seed)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def load_official(self, checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> None:
         """Load the released supernet's weights strictly; afterwards `net(x, arch)` computes what its model does.
 
         Takes a state dict, a mapping that holds one under "state_dict", or the path of such a checkpoint, which is read
-        with `weights_only=True`. Keys may carry DataParallel's "module." prefix. Raises ValueError, with nothing loaded,
-        where a key is missing or unknown or a shape differs.
+        with `weights_only=True`. Keys may carry DataParallel's "module." prefix. Raises ValueError, with nothing
+        loaded, where a key is missing or unknown or a shape differs.
         """
-        if not isinstance(checkpoint, Mapping):
-            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = checkpoint.get("state_dict", checkpoint)
+        content = checkpoint
+        if not isinstance(content, Mapping):
+            content = torch.load(content, map_location="cpu", weights_only=True)
+        state: Mapping[str, Any] = content.get("state_dict", content)
         state = {key.removeprefix("module."): value for key, value in state.items()}
         own = self.state_dict()
         problems = [f"missing {k}" for k in own if k not in state] + [f"unknown {k}" for k in state if k not in own]
