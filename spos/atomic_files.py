@@ -17,7 +17,7 @@ _TEMPORARY_SUFFIX = ".tmp"
 
 
 def write_bytes(path: Path, content: bytes | bytearray | memoryview) -> None:
-    """Replaces `path` by `content` atomically. OSError (disk full, permissions) leaves the old file and nothing else."""
+    """Replaces `path` by `content` atomically. OSError (disk full, say) leaves the old file and nothing else."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY_SUFFIX}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

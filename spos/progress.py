@@ -5,4 +5,4 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-"""`progress(stage, done, total, info)`: units done and to do of a named stage, and numbers worth showing (loss, accuracy)."""
+"""`progress(stage, done, total, info)`: units of a named stage done and to do, and numbers worth showing, as a loss."""

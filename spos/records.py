@@ -22,7 +22,7 @@ class RecordsError(ValueError):
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds one line; visible to other processes on return. ValueError for NaN or infinity, TypeError for non-JSON values.
+    """Adds one line; visible to other processes on return. ValueError for NaN or infinity, TypeError for other values.
 
     If the line cannot be written whole (disk full), what was written of it is taken back and OSError is raised.
     """

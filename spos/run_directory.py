@@ -53,7 +53,7 @@ class RunDirectory:
     def create(
         cls, path: str | os.PathLike[str], *, kind: str, config: Mapping[str, Any], identity: Mapping[str, str]
     ) -> RunDirectory:
-        """Starts a run in a new or empty directory. RunDirectoryError if it holds anything or another process has it."""
+        """Starts a run in a new or empty directory. RunDirectoryError if it holds anything or a process has it."""
         path = Path(path)
         _make_directory(path)
         _refuse_content(path)  # before the lock, so that not even a lock file is left in a directory of something else
@@ -132,7 +132,8 @@ class RunDirectory:
             differences = _differences(header["identity"], identity)
             if differences:
                 raise RunDirectoryError(
-                    f"{path} holds a run with another {differences}: take another directory, or the settings it was made with"
+                    f"{path} holds a run with another {differences}: "
+                    "take another directory, or the settings it was made with"
                 )
         if lock is not None:
             atomic_files.remove_temporaries(path)
