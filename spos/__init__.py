@@ -2,12 +2,12 @@
 
 from spos import data, spaces
 from spos.config import Config, DataConfig, RetrainConfig, SearchConfig, SpaceConfig, TrainConfig
-from spos.costs import Constraint, Cost, Profile, UnsatisfiableError, flops, params, profile
+from spos.costs import Constraint, Cost, Profile, UnsatisfiableError, count_flops, flops, params, profile
 from spos.data import Data
 from spos.draws import generator
 from spos.evaluation import Score, classify, evaluate_population, recalibrate
 from spos.evolution import Candidate, SearchResult, evolve, random_search
-from spos.fuse import fuse
+from spos.modules import fuse, unfuse
 from spos.retraining import RetrainResult, retrain
 from spos.run_directory import RunDirectory
 from spos.space import Arch, Decision, SearchSpace
@@ -41,6 +41,7 @@ __all__ = [
     "TrainResult",
     "UnsatisfiableError",
     "classify",
+    "count_flops",
     "data",
     "evaluate_population",
     "evolve",
@@ -55,4 +56,5 @@ __all__ = [
     "retrain",
     "spaces",
     "train_supernet",
+    "unfuse",
 ]

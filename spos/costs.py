@@ -185,19 +185,34 @@ def _measure_flops(net: Supernet, arch: Arch) -> Measurement:
             position = module.position or 0
             handles.append(module.register_forward_pre_hook(enter((position, arch[position]))))
             handles.append(module.register_forward_hook(leave))
-    weight = next(net.parameters(), torch.empty(0))
-    image = torch.zeros(1, *net.input_shape, device=weight.device, dtype=weight.dtype)
-    modes = [(m, m.training) for m in net.modules()]
     try:
-        net.eval()
-        with torch.no_grad(), use_backend("reference"), counter:
-            net(image.to(memory_format=torch.channels_last) if image.dim() == 4 else image, arch)
+        with net.path(arch):
+            _run_once(net.module, net.input_shape, counter)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     return {(): counter.get_total_flops() // 2 - sum(found.values()), **found}
+
+
+def _run_once(module: nn.Module, input_shape: Sequence[int], counter: FlopCounterMode) -> None:
+    """Run one image of zeros through a module in eval mode, under `counter`, and restore its modes."""
+    weight = next(module.parameters(), torch.empty(0))
+    image = torch.zeros(1, *input_shape, device=weight.device, dtype=weight.dtype)
+    modes = [(m, m.training) for m in module.modules()]
+    try:
+        module.eval()
+        with torch.no_grad(), use_backend("reference"), counter:
+            module(image)
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def count_flops(module: nn.Module, input_shape: Sequence[int]) -> int:
+    """Return the multiply-accumulates of a plain module, such as an extracted child, for one image (C, H, W)."""
+    counter = FlopCounterMode(display=False)
+    _run_once(module, input_shape, counter)
+    return int(counter.get_total_flops()) // 2
 
 
 def _measure_params(net: Supernet, arch: Arch) -> Measurement:

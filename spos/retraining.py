@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
 
 from spos.config import RetrainConfig
+from spos.costs import count_flops
 from spos.data import Data
 from spos.evaluation import classify, recalibrate
-from spos.fuse import fuse
 from spos.identity import Run, identity_of, opened
+from spos.modules import channels_last, fuse, unfuse
 from spos.progress import Progress
-from spos.supernet import channels_last
 from spos.training import fit, load_weights, save_weights
 
 EVAL_BATCH = 250
@@ -45,23 +46,27 @@ def retrain(
 ) -> RetrainResult:
     """Train `child` in place from the weights it has, then score it once on the test set.
 
+    On a CPU it runs on the library's kernels meanwhile (`fuse`); afterwards its layers are plain again.
+
     `run`, a directory, makes it resumable: it gets the checkpoints "child", the stream "train" and result.json, with
     `arch` in it where given. A finished run returns the recorded result and does not read the test set again.
     """
     config = config or RetrainConfig()
     shapes = " ".join(f"{name}:{tuple(value.shape)}" for name, value in child.state_dict().items())
     identity = identity_of(config, seed, data, architecture=hashlib.sha256(shapes.encode()).hexdigest())
-    if next(child.parameters()).device.type == "cpu":
-        child = channels_last(fuse(child))
-    with opened(run, kind="retrain", config=dataclasses.asdict(config), identity=identity) as directory:
+    stream = data.training_batches(config.batch_size, seed, include_validation=config.use_validation)
+    with (
+        opened(run, kind="retrain", config=dataclasses.asdict(config), identity=identity) as directory,
+        _on_kernels(child) as model,
+    ):
         recorded = directory.read_json("result") if directory else None
         if directory and recorded:
-            load_weights(child, directory, "final")
+            load_weights(model, directory, "final")
             return RetrainResult(**{f.name: recorded[f.name] for f in dataclasses.fields(RetrainResult)})
         trained = fit(
-            child,
-            lambda x, step: child(x),
-            data.training_batches(config.batch_size, seed, include_validation=config.use_validation),
+            model,
+            lambda x, step: model(x),
+            stream,
             config=config,
             seed=seed,
             name="child",
@@ -69,12 +74,29 @@ def retrain(
             progress=progress,
         )
         if config.calibration_images:
-            images = min(config.calibration_images, len(data.train))
-            recalibrate(child, data.calibration_batches(images, min(config.batch_size, images), seed))
-        score = classify(child, data.test_batches(EVAL_BATCH))
+            start = trained.steps * config.accumulation
+            count = max(1, config.calibration_images // config.batch_size)
+            recalibrate(model, (x for x, _ in stream.iterate(start, start + count)))
+        score = classify(model, data.test_batches(EVAL_BATCH))
         result = RetrainResult(score.accuracy, score.top5, score.loss, score.images, trained.steps, trained.seconds)
         if directory:
-            save_weights(child, directory, "final", trained.steps)
-            costs = {"arch": None if arch is None else list(arch), "params": sum(p.numel() for p in child.parameters())}
-            directory.write_json("result", dataclasses.asdict(result) | costs)
+            save_weights(model, directory, "final", trained.steps)
+            about = {
+                "arch": None if arch is None else list(arch),
+                "flops": count_flops(model, (data.in_channels, data.image_size, data.image_size)),
+                "params": sum(p.numel() for p in model.parameters()),
+            }
+            directory.write_json("result", dataclasses.asdict(result) | about)
     return result
+
+
+@contextmanager
+def _on_kernels(child: nn.Module) -> Iterator[nn.Module]:
+    """Hold a child on the library's kernels where they run."""
+    if next(child.parameters()).device.type != "cpu":
+        yield child
+        return
+    try:
+        yield channels_last(fuse(child))
+    finally:
+        unfuse(child)

@@ -8,7 +8,7 @@ call, so the user's own `forward` needs no extra argument.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spos.modules import initialize, map_layers, unfuse
 from spos.space import Arch, Decision, SearchSpace
-from spos_kernels import DepthwiseConv2d
 
 _path: ContextVar[Arch | None] = ContextVar("spos_path", default=None)
 
@@ -144,54 +144,12 @@ class Supernet(nn.Module):
         checked = self.space.arch(arch)
         for block in reversed(blocks):
             memo[id(block)] = copy.deepcopy(block.chosen(checked), memo)
-        child = map_layers(copy.deepcopy(self.module, memo), lambda layer: _plain(layer, affine))
+        child = unfuse(copy.deepcopy(self.module, memo))
+        if affine:
+            child = map_layers(child, _with_affine)
         if weights == "fresh":
             initialize(child, seed)
         return child
-
-
-def initialize(module: nn.Module, seed: int) -> None:
-    """Initialise every weight from `seed`: each layer's `reset_parameters()`, then the module's own `init_weights()`."""
-    custom = getattr(module, "init_weights", None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for layer in module.modules():
-            reset = getattr(layer, "reset_parameters", None)
-            if callable(reset):
-                reset()
-            elif custom is None and next(layer.parameters(recurse=False), None) is not None:
-                raise TypeError(
-                    f"{type(layer).__name__} has parameters but no reset_parameters(): cannot initialise it"
-                )
-        if custom is not None:
-            custom()
-
-
-def channels_last(module: nn.Module) -> nn.Module:
-    """Lay the module's four-dimensional weights out as NHWC, the kernels' layout, in place; return the module."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def map_layers(module: nn.Module, replace: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """Put `replace(layer)` in the place of every module of the tree, children first; return the new root."""
-    done: dict[int, nn.Module] = {}
-
-    def visit(layer: nn.Module) -> nn.Module:
-        if id(layer) not in done:
-            for name, child in list(layer.named_children()):
-                setattr(layer, name, visit(child))
-            done[id(layer)] = replace(layer)
-        return done[id(layer)]
-
-    return visit(module)
-
-
-def _plain(layer: nn.Module, affine: bool) -> nn.Module:
-    if isinstance(layer, DepthwiseConv2d):
-        return layer.plain()
-    if affine and isinstance(layer, _BatchNorm) and not layer.affine:
-        return _with_affine(layer)
-    return layer
 
 
 def _choice_blocks(module: nn.Module) -> dict[str, ChoiceBlock]:
@@ -223,7 +181,9 @@ def _walk(module: nn.Module, arch: Arch, seen: set[int]) -> Iterator[nn.Module]:
         yield from _walk(child, arch, seen)
 
 
-def _with_affine(layer: _BatchNorm) -> _BatchNorm:
+def _with_affine(layer: nn.Module) -> nn.Module:
+    if not isinstance(layer, _BatchNorm) or layer.affine:
+        return layer
     new = type(layer)(layer.num_features, layer.eps, layer.momentum, True, layer.track_running_stats)
     new.load_state_dict(layer.state_dict(), strict=False)
     if layer.running_mean is not None:

@@ -54,7 +54,7 @@ def train_supernet(
 ) -> TrainResult:
     """Train `net` in place, one uniformly sampled path a step.
 
-    `run`, a directory, makes it resumable: it gets the checkpoints "supernet", the stream "train" and training.json.
+    `run`, a directory, makes it resumable: it gets the checkpoints "supernet", the stream "train" and result.json.
     Raises ValueError where data and net do not fit, DivergenceError where the loss is no longer finite.
     """
     config = config or TrainConfig()
@@ -68,7 +68,7 @@ def train_supernet(
 
     identity = identity_of(config, seed, data, space=space.fingerprint())
     with opened(run, kind="supernet", config=dataclasses.asdict(config), identity=identity) as directory:
-        return fit(
+        result = fit(
             net,
             lambda x, step: net(x, path(step)),
             data.training_batches(config.batch_size, seed),
@@ -79,6 +79,9 @@ def train_supernet(
             progress=progress,
             note=lambda step: {"arch": path(step).to_json()},
         )
+        if directory:
+            directory.write_json("result", dataclasses.asdict(result))
+    return result
 
 
 def fit(
@@ -127,10 +130,7 @@ def fit(
             if run and (state.step % config.checkpoint_every == 0 or state.step == total):
                 run.save_checkpoint(name, _tensors(model, optimizer), state.to_json())
     optimizer.zero_grad(set_to_none=True)
-    result = TrainResult(state.step, state.loss, state.accuracy, state.seconds)
-    if run:
-        run.write_json("training", dataclasses.asdict(result))
-    return result
+    return TrainResult(state.step, state.loss, state.accuracy, state.seconds)
 
 
 def total_steps(config: TrainConfig, stream: BatchStream) -> int:

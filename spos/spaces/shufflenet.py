@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spos.supernet import ChoiceBlock, Supernet, channels_last, initialize
+from spos.modules import channels_last, initialize
+from spos.supernet import ChoiceBlock, Supernet
 from spos_kernels import DepthwiseConv2d
 
 CHOICES = ("choice_3", "choice_5", "choice_7", "choice_x")

@@ -1,0 +1,83 @@
+"""Working on a tree of modules: initialising it, and swapping layers for the library's kernels and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from spos_kernels import DepthwiseConv2d
+
+
+def initialize(module: nn.Module, seed: int) -> None:
+    """Initialise every weight from `seed`: each layer's `reset_parameters()`, then the module's `init_weights()`."""
+    custom = getattr(module, "init_weights", None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer in module.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif custom is None and next(layer.parameters(recurse=False), None) is not None:
+                raise TypeError(
+                    f"{type(layer).__name__} has parameters but no reset_parameters(): cannot initialise it"
+                )
+        if custom is not None:
+            custom()
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay the module's four-dimensional weights out as NHWC, the kernels' layout, in place; return the module."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def map_layers(module: nn.Module, replace: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Put `replace(layer)` in the place of every module of the tree, children first; return the new root."""
+    done: dict[int, nn.Module] = {}
+
+    def visit(layer: nn.Module) -> nn.Module:
+        if id(layer) not in done:
+            for name, child in list(layer.named_children()):
+                setattr(layer, name, visit(child))
+            done[id(layer)] = replace(layer)
+        return done[id(layer)]
+
+    return visit(module)
+
+
+def fuse(module: nn.Module) -> nn.Module:
+    """Swap in the kernels, in place where possible, and return the module; keys and weights stay, outputs up to
+    rounding.
+
+    Replaced is every depthwise `nn.Conv2d` with a square kernel of 3, 5 or 7, stride 1 or 2, zero padding, no dilation
+    and no bias, by `spos_kernels.DepthwiseConv2d`.
+    """
+    return map_layers(module, lambda layer: _fused(layer) if _is_covered(layer) else layer)
+
+
+def unfuse(module: nn.Module) -> nn.Module:
+    """Undo `fuse`: put plain torch layers back, which exporters know; weights stay shared with the argument's."""
+    return map_layers(module, lambda layer: layer.plain() if isinstance(layer, DepthwiseConv2d) else layer)
+
+
+def _is_covered(layer: nn.Module) -> bool:
+    return (
+        type(layer) is nn.Conv2d
+        and layer.in_channels == layer.out_channels == layer.groups
+        and layer.kernel_size in ((3, 3), (5, 5), (7, 7))
+        and layer.stride in ((1, 1), (2, 2))
+        and not isinstance(layer.padding, str)
+        and layer.padding[0] == layer.padding[1] < layer.kernel_size[0]
+        and layer.dilation == (1, 1)
+        and layer.padding_mode == "zeros"
+        and layer.bias is None
+    )
+
+
+def _fused(layer: nn.Module) -> DepthwiseConv2d:
+    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
+    with torch.device("meta"):
+        new = DepthwiseConv2d(layer.in_channels, layer.kernel_size[0], layer.stride[0], layer.padding[0])
+    new.weight = layer.weight
+    return new.train(layer.training)
