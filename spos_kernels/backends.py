@@ -2,7 +2,8 @@
 
 The choice is made at forward and travels with the autograd graph, so a backward pass outside the `with` block runs on
 the backend that its forward pass ran on. An explicit backend never falls back to another one. "auto", the default,
-takes the compiled kernels for CPU tensors and the reference for tensors elsewhere.
+takes the compiled kernels for CPU tensors, the reference for tensors elsewhere and under torch.func transforms (grad,
+vmap, jvp), which the compiled kernels do not support.
 """
 
 from __future__ import annotations
@@ -76,28 +77,42 @@ def isa() -> str:
 
 
 def resolve_backend(x: Tensor) -> str:
-    """Return the backend that an operation on `x` runs on now: "cpu" or "reference". ValueError if it cannot."""
+    """Return the backend that an operation on `x` runs on now: "cpu" or "reference".
+
+    ValueError or RuntimeError if the explicit backend cannot run it.
+    """
     name = _current.backend
     if name == "auto":
-        return "cpu" if x.is_cpu else "reference"
+        return "cpu" if x.is_cpu and not is_transformed() else "reference"
     if name == "cpu" and not x.is_cpu:
         raise ValueError(f"x is on {x.device}: backend 'cpu' accepts CPU tensors")
+    if name == "cpu" and is_transformed():
+        raise RuntimeError("backend 'cpu' does not support torch.func transforms: use backend 'reference' or 'auto'")
     return name
 
 
 def is_plain(*tensors: Tensor) -> bool:
     """Whether these tensors can go straight to the extension, past torch's dispatcher.
 
-    They cannot where something would have to see the call (torch.compile, a torch dispatch or function mode, torch.func
-    transforms, a subclass), nor with the negative bit (a lazy minus sign that is not in memory).
+    They cannot where something would have to see the call (torch.compile, a torch dispatch or function mode, a subclass),
+    nor with the negative bit (a lazy minus sign that is not in memory).
     """
     return (
         not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
-        and not torch._C._are_functorch_transforms_active()
         and all(type(t) in _PLAIN_TYPES and not t.is_neg() for t in tensors)
     )
+
+
+def is_transformed() -> bool:
+    """Whether the call is under a torch.func transform, where tensors are wrappers without memory of their own."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of `x`."""
+    return (x.is_cpu and torch.is_autocast_enabled("cpu")) or (x.is_cuda and torch.is_autocast_enabled("cuda"))
 
 
 def _isa_from(environment: Mapping[str, str]) -> _C.Isa:

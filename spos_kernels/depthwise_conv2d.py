@@ -9,6 +9,7 @@ functions as operators of torch.library.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spos_kernels import _C
-from spos_kernels.backends import ISA, is_plain, resolve_backend
+from spos_kernels.backends import ISA, is_autocast, is_plain, resolve_backend
 from spos_kernels.layout import as_nhwc, empty_nhwc
 from spos_kernels.library import register
 
@@ -96,7 +97,9 @@ def _arguments(x: Tensor, weight: Tensor, padding: int | None) -> tuple[Tensor, 
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
         if tensor.ndim != 4:
             raise ValueError(f"{name} has shape {list(tensor.shape)}: expected 4 dimensions")
-    if torch.is_autocast_enabled("cpu") and x.is_cpu:
+        if tensor.layout is not torch.strided:
+            raise ValueError(f"{name} has layout {tensor.layout}: accepted is torch.strided")
+    if is_autocast(x):
         x, weight = (t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in (x, weight))
     return x, weight, weight.shape[-1] // 2 if padding is None else padding
 
@@ -133,9 +136,9 @@ def _output_shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple
 
 def _reference(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     _output_shape(x, weight, stride, padding)
-    with torch.autocast(x.device.type, enabled=False):  # the casts are made; the convolution itself stays in float32
-        y = F.conv2d(x, weight, stride=stride, padding=padding, groups=x.shape[1])
-    return y.contiguous(memory_format=torch.channels_last)
+    # Under autocast the casts are made by now; the convolution itself stays in float32.
+    with torch.autocast(x.device.type, enabled=False) if is_autocast(x) else nullcontext():
+        return as_nhwc(F.conv2d(x, weight, stride=stride, padding=padding, groups=x.shape[1]))
 
 
 # The three kernels, as functions of plain tensors. `backend` has one value so far: the argument is what makes a
@@ -181,6 +184,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "depthwise_conv2d: backend 'cpu' has no double backward (create_graph=True): use backend 'reference'"
+        )
     x, weight = ctx.saved_tensors
     needs_dx, needs_dweight = ctx.needs_input_grad[:2]
     options = (ctx.stride, ctx.padding, ctx.backend)
@@ -204,7 +211,6 @@ class _Eager(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         return _gradients(ctx, dy)
 

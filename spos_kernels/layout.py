@@ -13,7 +13,7 @@ def as_nhwc(x: Tensor) -> Tensor:
     # The stride of a single channel means nothing: torch may hold any value there.
     if x.stride(1) == 1 or x.shape[1] == 1:
         return x
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap refuses memory_format=torch.channels_last
 
 
 def empty_nhwc(shape: Sequence[int], like: Tensor) -> Tensor:
