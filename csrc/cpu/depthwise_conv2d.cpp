@@ -1,74 +1,109 @@
-// First version: plain loops, every instruction set through the same code.
+// Depthwise convolution: choice of the body, layout of the weight, combination of wgrad's partial sums.
 #include "cpu/depthwise_conv2d.h"
 
+#include <algorithm>
+#include <type_traits>
+
 #include "core/parallel.h"
+#include "cpu/depthwise_conv2d_body.h"
 
 namespace spos {
+namespace {
 
-size_t depthwise_conv2d_workspace(const DepthwiseConv2d& s, Pass, size_t element_size) {
-    return 16 * element_size * static_cast<size_t>((s.channels + 16) * s.kernel * s.kernel);
+constexpr int64_t widest_lanes = 16;
+
+// The widest body that `isa` has and that is not wider than the tensor. Blocks of channels are whole vectors: the last
+// one is moved back to end with the channels and repeats some of them, which needs no masks and touches nothing outside.
+template <typename T>
+DepthwiseBody<T> choose_body([[maybe_unused]] Isa isa, int64_t channels) {
+#if defined(__x86_64__)
+    if constexpr (std::is_same_v<T, float>) {
+        if (isa == Isa::avx512 && channels >= 16) return depthwise_body_avx512();
+        if (isa != Isa::portable && channels >= 8) return depthwise_body_avx2();
+    }
+#endif
+    const DepthwiseBody<T> portable = depthwise_body_portable<T>();
+    return channels >= portable.lanes ? portable : depthwise_body_scalar<T>();
+}
+
+int64_t block_count(int64_t channels, int lanes) { return (channels + lanes - 1) / lanes; }
+
+int64_t block_channel(int64_t block, int64_t channels, int lanes) { return std::min(block * lanes, channels - lanes); }
+
+// [channels][taps] -> [block][taps][lane], the taps from last to first where `flip`.
+template <typename T>
+void pack_weight(const T* weight, int64_t channels, int taps, int lanes, bool flip, T* packed) {
+    for (int64_t block = 0; block < block_count(channels, lanes); ++block) {
+        const T* const from = weight + block_channel(block, channels, lanes) * taps;
+        for (int tap = 0; tap < taps; ++tap)
+            for (int lane = 0; lane < lanes; ++lane)
+                packed[(block * taps + tap) * lanes + lane] = from[lane * taps + (flip ? taps - 1 - tap : tap)];
+    }
 }
 
 template <typename T>
-void depthwise_conv2d_forward(Isa, const DepthwiseConv2d& s, const T* x, const T* weight, T* y, void*, int threads) {
-    parallel_for(s.batch * s.out_height, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-            const int64_t n = row / s.out_height, oh = row % s.out_height;
-            for (int64_t ow = 0; ow < s.out_width; ++ow)
-                for (int64_t c = 0; c < s.channels; ++c) {
-                    T sum = 0;
-                    for (int kh = 0; kh < s.kernel; ++kh)
-                        for (int kw = 0; kw < s.kernel; ++kw) {
-                            const int64_t ih = oh * s.stride - s.padding + kh, iw = ow * s.stride - s.padding + kw;
-                            if (ih < 0 || ih >= s.in_height || iw < 0 || iw >= s.in_width) continue;
-                            sum += x[n * s.x_n + ih * s.x_h + iw * s.x_w + c] * weight[(c * s.kernel + kh) * s.kernel + kw];
-                        }
-                    y[n * s.y_n + oh * s.y_h + ow * s.y_w + c] = sum;
-                }
-        }
-    });
+Plane<T> input_plane(const DepthwiseConv2d& shape, T* data) {
+    return {data, shape.x_n, shape.x_h, shape.x_w, shape.in_height, shape.in_width};
 }
 
 template <typename T>
-void depthwise_conv2d_dgrad(Isa, const DepthwiseConv2d& s, const T* dy, const T* weight, T* dx, void*, int threads) {
-    parallel_for(s.batch * s.in_height, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-            const int64_t n = row / s.in_height, ih = row % s.in_height;
-            for (int64_t iw = 0; iw < s.in_width; ++iw)
-                for (int64_t c = 0; c < s.channels; ++c) {
-                    T sum = 0;
-                    for (int kh = 0; kh < s.kernel; ++kh)
-                        for (int kw = 0; kw < s.kernel; ++kw) {
-                            const int64_t h = ih + s.padding - kh, w = iw + s.padding - kw;
-                            if (h < 0 || w < 0 || h % s.stride || w % s.stride) continue;
-                            if (h / s.stride >= s.out_height || w / s.stride >= s.out_width) continue;
-                            sum += dy[n * s.y_n + h / s.stride * s.y_h + w / s.stride * s.y_w + c] *
-                                   weight[(c * s.kernel + kh) * s.kernel + kw];
-                        }
-                    dx[n * s.x_n + ih * s.x_h + iw * s.x_w + c] = sum;
-                }
-        }
-    });
+Plane<T> output_plane(const DepthwiseConv2d& shape, T* data) {
+    return {data, shape.y_n, shape.y_h, shape.y_w, shape.out_height, shape.out_width};
+}
+
+int64_t wgrad_parts(const DepthwiseConv2d&) { return 16; }
+
+}  // namespace
+
+size_t depthwise_conv2d_workspace(const DepthwiseConv2d& shape, Pass pass, size_t element_size) {
+    const size_t taps = static_cast<size_t>(shape.kernel) * shape.kernel;
+    const size_t weights = taps * static_cast<size_t>(shape.channels + widest_lanes - 1) * element_size;
+    return pass == Pass::wgrad ? weights * static_cast<size_t>(wgrad_parts(shape)) : weights;
 }
 
 template <typename T>
-void depthwise_conv2d_wgrad(Isa, const DepthwiseConv2d& s, const T* x, const T* dy, T* dweight, void*, int threads) {
-    parallel_for(s.channels, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t c = begin; c < end; ++c)
-            for (int kh = 0; kh < s.kernel; ++kh)
-                for (int kw = 0; kw < s.kernel; ++kw) {
-                    T sum = 0;
-                    for (int64_t n = 0; n < s.batch; ++n)
-                        for (int64_t oh = 0; oh < s.out_height; ++oh)
-                            for (int64_t ow = 0; ow < s.out_width; ++ow) {
-                                const int64_t ih = oh * s.stride - s.padding + kh, iw = ow * s.stride - s.padding + kw;
-                                if (ih < 0 || ih >= s.in_height || iw < 0 || iw >= s.in_width) continue;
-                                sum += x[n * s.x_n + ih * s.x_h + iw * s.x_w + c] *
-                                       dy[n * s.y_n + oh * s.y_h + ow * s.y_w + c];
-                            }
-                    dweight[(c * s.kernel + kh) * s.kernel + kw] = sum;
-                }
-    });
+void depthwise_conv2d_forward(Isa isa, const DepthwiseConv2d& shape, const T* x, const T* weight, T* y, void* workspace,
+                              int threads) {
+    const DepthwiseBody<T> body = choose_body<T>(isa, shape.channels);
+    T* const packed = static_cast<T*>(workspace);
+    pack_weight(weight, shape.channels, shape.kernel * shape.kernel, body.lanes, false, packed);
+    body.rows({input_plane(shape, x), output_plane(shape, y), packed, shape.batch, shape.channels, shape.kernel,
+               shape.padding, shape.stride == 1 ? Reach::same : Reach::down},
+              threads);
+}
+
+template <typename T>
+void depthwise_conv2d_dgrad(Isa isa, const DepthwiseConv2d& shape, const T* dy, const T* weight, T* dx, void* workspace,
+                            int threads) {
+    const DepthwiseBody<T> body = choose_body<T>(isa, shape.channels);
+    T* const packed = static_cast<T*>(workspace);
+    const bool flip = shape.stride == 1;  // at stride 1, dgrad is the forward pass of dy with the taps turned round
+    pack_weight(weight, shape.channels, shape.kernel * shape.kernel, body.lanes, flip, packed);
+    body.rows({output_plane(shape, dy), input_plane(shape, dx), packed, shape.batch, shape.channels, shape.kernel,
+               flip ? shape.kernel - 1 - shape.padding : shape.padding, flip ? Reach::same : Reach::up},
+              threads);
+}
+
+template <typename T>
+void depthwise_conv2d_wgrad(Isa isa, const DepthwiseConv2d& shape, const T* x, const T* dy, T* dweight, void* workspace,
+                            int threads) {
+    const DepthwiseBody<T> body = choose_body<T>(isa, shape.channels);
+    const int lanes = body.lanes, taps = shape.kernel * shape.kernel;
+    const int64_t blocks = block_count(shape.channels, lanes), parts = wgrad_parts(shape);
+    T* const partial = static_cast<T*>(workspace);
+    body.wgrad({input_plane(shape, x), output_plane(shape, dy), partial, shape.batch, shape.channels, shape.kernel,
+                shape.stride, shape.padding, parts, blocks},
+               threads);
+    for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t channel = block_channel(block, shape.channels, lanes);
+        for (int lane = static_cast<int>(block * lanes - channel); lane < lanes; ++lane)
+            for (int tap = 0; tap < taps; ++tap) {
+                T sum = 0;
+                for (int64_t part = 0; part < parts; ++part)
+                    sum += partial[((part * blocks + block) * taps + tap) * lanes + lane];
+                dweight[(channel + lane) * taps + tap] = sum;
+            }
+    }
 }
 
 template void depthwise_conv2d_forward(Isa, const DepthwiseConv2d&, const float*, const float*, float*, void*, int);

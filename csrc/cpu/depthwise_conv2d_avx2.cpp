@@ -1,1 +1,18 @@
-// The avx2 bodies of depthwise_conv2d.h are compiled from here.
+// The avx2 body of depthwise_conv2d.h.
+#if defined(__x86_64__)
+
+#include "core/parallel.h"
+#include "core/simd_avx2.h"
+#include "core/unroll.h"
+#include "cpu/depthwise_conv2d_body.h"
+
+#include "cpu/depthwise_conv2d_rows.inl"
+#include "cpu/depthwise_conv2d_wgrad.inl"
+
+namespace spos {
+
+DepthwiseBody<float> depthwise_body_avx2() { return {Avx2F32::lanes, rows_pass<Avx2F32>, wgrad_pass<Avx2F32>}; }
+
+}  // namespace spos
+
+#endif
