@@ -116,7 +116,7 @@ class SearchSpace:
             label = str(options[decision.kind])
             if label not in decision.options:
                 raise ValueError(
-                    f"{decision.kind} = {label!r} in {decision.name!r}: expected one of {decision.options}"
+                    f"{decision.kind} = {label!r} in {decision.name!r}: expected one of {', '.join(decision.options)}"
                 )
             choices.append(decision.options.index(label))
         return Arch(choices)

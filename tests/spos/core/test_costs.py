@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import spos
+
+from .test_supernet import nested
+
+OFFICIAL = "2,1,0,1,2,0,2,0,2,0,2,3,0,0,0,0,3,2,3,3"
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> spos.Supernet:
+    return spos.spaces.get("shufflenet-oneshot")
+
+
+@pytest.mark.parametrize(
+    ("label", "mflops", "mparams"),
+    [
+        ("choice_3", 295.8, 3.13),
+        ("choice_5", 313.7, 3.19),
+        ("choice_7", 340.4, 3.28),
+        ("choice_x", 358.8, 3.83),
+        (OFFICIAL, 322.9, 3.53),
+    ],
+)
+def test_counts_of_the_published_space(imagenet, label, mflops, mparams):
+    arch = imagenet.space.uniform(operator=label) if label.startswith("c") else tuple(int(i) for i in label.split(","))
+    assert round(spos.flops(imagenet, arch) / 1e6, 1) == mflops
+    assert round(spos.params(imagenet, arch) / 1e6, 2) == mparams
+
+
+def test_tables_agree_with_counting_each_child(net):
+    for arch in net.space.enumerate():
+        child = net.extract(arch, affine=False)
+        assert spos.flops(net, arch) == spos.count_flops(child, (1, 8, 8))
+        assert spos.params(net, arch) == sum(p.numel() for p in child.parameters())
+
+
+def test_flops_by_hand():
+    net = spos.Supernet(
+        nn.Sequential(
+            nn.Conv2d(2, 4, 3, stride=2, padding=1),
+            spos.ChoiceBlock({"grouped": nn.Conv2d(4, 4, 1, groups=2), "skip": nn.Identity()}),
+            nn.Flatten(),
+            nn.Linear(4 * 16, 10),
+        ),
+        input_shape=(2, 8, 8),
+    )
+    shared = 2 * 9 * 4 * 16 + 640
+    assert spos.flops(net, (1,)) == shared and spos.flops(net, (0,)) == shared + 2 * 4 * 16
+    assert spos.params(net, (1,)) == 2 * 9 * 4 + 4 + 640 + 10
+    assert spos.flops.table(net).range() == (shared, shared + 128)
+
+
+def test_nested_costs_and_their_range():
+    net = nested()
+    costs = {arch: spos.flops(net, arch) for arch in net.space.enumerate()}
+    assert costs == {(0, 0): 64, (0, 1): 64 * 10, (1, 0): 64 * 25, (1, 1): 64 * 25}
+    assert spos.flops.table(net).range() == (64, 64 * 25)
+    assert spos.params.table(net).range() == (2, 26)
+
+
+def test_shared_decision_and_repeated_block_are_counted_at_each_use():
+    def options():
+        return {"conv": nn.Conv2d(1, 1, 3, padding=1, bias=False), "skip": nn.Identity()}
+
+    twice = spos.ChoiceBlock(options())
+    net = spos.Supernet(
+        nn.Sequential(
+            spos.ChoiceBlock(options(), decision="d"), spos.ChoiceBlock(options(), decision="d"), twice, twice
+        ),
+        input_shape=(1, 4, 4),
+    )
+    assert spos.flops(net, (0, 1)) == spos.flops(net, (1, 0)) == 2 * 9 * 16
+    assert spos.params(net, (0, 1)) == 18 and spos.params(net, (1, 0)) == 9
+
+
+def test_costs_that_do_not_add_up_are_measured_one_by_one():
+    net = spos.Supernet(
+        nn.Sequential(
+            spos.ChoiceBlock({"keep": nn.Identity(), "halve": nn.AvgPool2d(2)}),
+            spos.ChoiceBlock({"conv": nn.Conv2d(1, 1, 3, padding=1), "wide": nn.Conv2d(1, 1, 5, padding=2)}),
+        ),
+        input_shape=(1, 8, 8),
+    )
+    assert {a: spos.flops(net, a) for a in net.space.enumerate()} == {
+        (0, 0): 9 * 64,
+        (0, 1): 25 * 64,
+        (1, 0): 9 * 16,
+        (1, 1): 25 * 16,
+    }
+    assert spos.flops.table(net).range() is None
+
+
+def test_counting_leaves_the_net_as_it_was(net):
+    net.train()
+    net.module.operator.eval()
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    modes = [m.training for m in net.modules()]
+    spos.flops(net, (0, 0, 0))
+    assert [m.training for m in net.modules()] == modes
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_flops_need_an_input_shape():
+    net = spos.Supernet(spos.ChoiceBlock({"a": nn.Conv2d(1, 1, 1)}))
+    with pytest.raises(ValueError, match="input_shape is unknown"):
+        spos.flops(net, (0,))
+    assert spos.params(net, (0,)) == 2
+
+
+def test_constraints():
+    upper, lower = spos.flops <= 330e6, spos.params >= 2_000_000
+    assert str(upper) == "flops <= 330000000" and str(lower) == "params >= 2000000"
+    assert upper.allows(330_000_000) and not upper.allows(330_000_001)
+    assert lower.allows(2_000_000) and not lower.allows(1_999_999)
+    assert str(330e6 >= spos.flops) == str(upper)  # noqa: SIM300
+    with pytest.raises(TypeError, match="must be written as two"):
+        _ = 1e6 <= spos.flops <= 2e6
+    for bad in ("1", None, float("nan"), True):
+        with pytest.raises(TypeError, match="expected a number"):
+            _ = spos.flops <= bad
+
+
+def test_profile_refuses_what_cannot_be_reached(net):
+    low, high = spos.flops.table(net).range()
+    assert low == min(spos.flops(net, a) for a in net.space.enumerate())
+    assert high == max(spos.flops(net, a) for a in net.space.enumerate())
+    with pytest.raises(spos.UnsatisfiableError, match=rf"flops <= {low - 1} .* from {low:,} to {high:,}"):
+        spos.profile(net, [spos.flops <= low - 1])
+    with pytest.raises(spos.UnsatisfiableError, match=f"{low:,} to {high:,}"):
+        spos.profile(net, [spos.flops >= high + 1])
+    assert spos.profile(net, [spos.flops <= high]).feasible_fraction == 1
+    exact = sum(spos.flops(net, a) <= low for a in net.space.enumerate()) / net.space.size()
+    found = spos.profile(net, [spos.flops <= low])
+    assert found.ranges == {"flops": (low, high)} and found.feasible_fraction == pytest.approx(exact, abs=0.05)
+    with pytest.raises(TypeError, match="constraints has 'flops'"):
+        spos.profile(net, ["flops"])
