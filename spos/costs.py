@@ -5,14 +5,14 @@ multiply-accumulates of convolutions and linear layers for one image, as in arXi
 parameters are trainable weights on the path.
 
 A supernet is measured once for each option, not once for each architecture: the costs of the options on a path, plus
-those of what every path shares, add up. Where an option's cost turns out to depend on other choices (a branch that
-changes the resolution behind it), each architecture is measured by itself instead.
+those of what every path shares, add up as long as the options of each block turn the same input shape into the same
+output shape. That is checked on the way; where it fails, each architecture is measured by itself instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -24,7 +24,18 @@ from spos.supernet import ChoiceBlock, Supernet
 from spos_kernels import use_backend
 
 Place = tuple[tuple[int, int], ...]  # options taken from the outside in, each (position in the arch, option index)
-Measurement = dict[Place, int]  # what is spent exactly there; () is what every path shares
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass
+class Measurement:
+    """One path's cost by place, () for what every path shares, and the shapes that each choice block took and gave."""
+
+    costs: dict[Place, int] = field(default_factory=lambda: {(): 0})
+    shapes: dict[tuple[Place, int], list[Shapes]] = field(default_factory=dict)
+
+    def add(self, place: Place, cost: int) -> None:
+        self.costs[place] = self.costs.get(place, 0) + cost
 
 
 @dataclass(frozen=True)
@@ -91,12 +102,16 @@ class CostTable:
 
     def __init__(self, net: Supernet, measure: Callable[[Supernet, Arch], Measurement]) -> None:
         self._space = net.space
-        self._single: Callable[[Arch], int] = lambda arch: sum(measure(net, arch).values())
-        self._places: Measurement = {}
+        self._single: Callable[[Arch], int] = lambda arch: sum(measure(net, arch).costs.values())
+        self._places: dict[Place, int] = {}
         self.additive = True
+        shapes: dict[tuple[Place, int], list[Shapes]] = {}
         for arch in _covering(net):
-            for place, cost in measure(net, arch).items():
+            found = measure(net, arch)
+            for place, cost in found.costs.items():
                 self.additive &= self._places.setdefault(place, cost) == cost
+            for block, calls in found.shapes.items():
+                self.additive &= shapes.setdefault(block, calls) == calls
 
     def __call__(self, arch: Sequence[int]) -> int:
         checked = self._space.arch(arch)
@@ -160,7 +175,7 @@ def _measure_flops(net: Supernet, arch: Arch) -> Measurement:
     """Run one image along `arch` and attribute each multiply-accumulate to the innermost branch that did it."""
     if net.input_shape is None:
         raise ValueError("input_shape is unknown: pass Supernet(module, input_shape=(channels, height, width))")
-    found: Measurement = {}
+    found = Measurement()
     stack: list[tuple[int, int]] = []
     started: list[int] = []
     counter = FlopCounterMode(display=False)
@@ -172,10 +187,13 @@ def _measure_flops(net: Supernet, arch: Arch) -> Measurement:
 
         return hook
 
-    def leave(*_: object) -> None:
+    def leave(_: object, inputs: tuple[object, ...], output: object) -> None:
         place, cost = tuple(stack), counter.get_total_flops() - started.pop()
-        stack.pop()
-        found[place] = found.get(place, 0) + cost // 2  # a multiply-accumulate is two of the counter's operations
+        position, _option = stack.pop()
+        found.add(place, cost // 2)  # a multiply-accumulate is two of the counter's operations
+        outputs = output if isinstance(output, tuple) else (output,)
+        shapes = tuple(tuple(t.shape) for t in (*inputs, *outputs) if isinstance(t, torch.Tensor))
+        found.shapes.setdefault((place[:-1], position), []).append(shapes)
         if started:
             started[-1] += cost
 
@@ -191,7 +209,8 @@ def _measure_flops(net: Supernet, arch: Arch) -> Measurement:
     finally:
         for handle in handles:
             handle.remove()
-    return {(): counter.get_total_flops() // 2 - sum(found.values()), **found}
+    found.add((), counter.get_total_flops() // 2 - sum(found.costs.values()))
+    return found
 
 
 def _run_once(module: nn.Module, input_shape: Sequence[int], counter: FlopCounterMode) -> None:
@@ -217,7 +236,7 @@ def count_flops(module: nn.Module, input_shape: Sequence[int]) -> int:
 
 def _measure_params(net: Supernet, arch: Arch) -> Measurement:
     """Count trainable weights on the path, each under the innermost branch that holds it."""
-    found: Measurement = {}
+    found = Measurement()
     seen: set[int] = set()
 
     def visit(module: nn.Module, place: Place) -> None:
@@ -227,12 +246,12 @@ def _measure_params(net: Supernet, arch: Arch) -> Measurement:
             return
         own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in seen]
         seen.update(id(p) for p in own)
-        found[place] = found.get(place, 0) + sum(p.numel() for p in own)
+        found.add(place, sum(p.numel() for p in own))
         for child in module.children():
             visit(child, place)
 
     visit(net.module, ())
-    return {(): 0} | found
+    return found
 
 
 flops = Cost("flops", _measure_flops)

@@ -19,14 +19,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def make_data(seed: int = 0, side: int = 8, classes: int = 3, images: int = 240) -> spos.Data:
-    """Noise on class-dependent stripes: learnable in a few steps."""
+def make_data(seed: int = 0, side: int = 8, classes: int = 3, images: int = 240, crop_padding: int = 1) -> spos.Data:
+    """Noise, on rows for class 0 and on columns for class 1: learnable in a few steps, also when shifted."""
     rng = np.random.default_rng(7)
     labels = np.arange(images) % classes
-    pixels = rng.integers(0, 120, (images, side, side, 1))
-    for label in range(classes):
-        pixels[labels == label, label::classes] += 90
-    config = spos.DataConfig(image_size=side, crop_padding=1, flip=False, validation_fraction=0.25)
+    pixels = rng.integers(0, 60, (images, side, side, 1))
+    pixels[labels == 0, ::2] += 150
+    pixels[labels == 1, :, ::2] += 150
+    config = spos.DataConfig(image_size=side, crop_padding=crop_padding, flip=False, validation_fraction=0.25)
     return spos.data.from_arrays(pixels.astype(np.uint8), labels, config=config, seed=seed)
 
 
