@@ -1,25 +1,10 @@
-// Loops that are unrolled by the template machinery, so that arrays indexed in them become registers at any -O level.
+// Full unrolling of a loop with a constant trip count, so that arrays indexed by its variable become registers.
 #pragma once
 
 #define SPOS_INLINE inline __attribute__((always_inline))
-#define SPOS_INLINE_LAMBDA __attribute__((always_inline))
 
-namespace spos {
-namespace {
-
-template <int I>
-struct Index {
-    static constexpr int value = I;
-};
-
-// Calls body(Index<Begin>{}), ..., body(Index<End - 1>{}).
-template <int Begin, int End, typename Body>
-SPOS_INLINE void unroll(const Body& body) {
-    if constexpr (Begin < End) {
-        body(Index<Begin>{});
-        unroll<Begin + 1, End>(body);
-    }
-}
-
-}  // namespace
-}  // namespace spos
+#if defined(__clang__)
+#define SPOS_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define SPOS_UNROLL _Pragma("GCC unroll 64")
+#endif

@@ -71,26 +71,30 @@ SPOS_INLINE void rows_tile(const TapRows<typename V::Scalar>& taps, int64_t wind
     using T = typename V::Scalar;
     constexpr int window_size = window_columns<K, R, Width>(Odd);
     typename V::Value sum[Width];
-    unroll<0, Width>([&](auto t) SPOS_INLINE_LAMBDA { sum[t.value] = V::zero(); });
+    SPOS_UNROLL
+    for (int t = 0; t < Width; ++t) sum[t] = V::zero();
     const T* source = taps.source + window * source_w;
     const T* weight = taps.weight;
     for (int64_t i = 0; i < taps.count; ++i) {
         typename V::Value w[K];
-        unroll<0, K>([&](auto kw) SPOS_INLINE_LAMBDA { w[kw.value] = V::load(weight + kw.value * V::lanes); });
-        unroll<0, window_size>([&](auto j) SPOS_INLINE_LAMBDA {
-            if (Edge && static_cast<uint64_t>(window + j.value) >= static_cast<uint64_t>(source_width)) return;
-            const typename V::Value value = V::load(source + j.value * source_w);
-            unroll<0, K>([&](auto kw) SPOS_INLINE_LAMBDA {
-                constexpr int t = reached_column<K, R, Width>(decltype(j)::value, decltype(kw)::value, Odd);
-                if constexpr (t >= 0) sum[t] = V::multiply_add(value, w[kw.value], sum[t]);
-            });
-        });
+        SPOS_UNROLL
+        for (int kw = 0; kw < K; ++kw) w[kw] = V::load(weight + kw * V::lanes);
+        SPOS_UNROLL
+        for (int j = 0; j < window_size; ++j) {
+            if (Edge && static_cast<uint64_t>(window + j) >= static_cast<uint64_t>(source_width)) continue;
+            const typename V::Value value = V::load(source + j * source_w);
+            SPOS_UNROLL
+            for (int kw = 0; kw < K; ++kw) {
+                const int t = reached_column<K, R, Width>(j, kw, Odd);
+                if (t >= 0) sum[t] = V::multiply_add(value, w[kw], sum[t]);
+            }
+        }
         source += taps.source_step;
         weight += taps.weight_step;
     }
-    unroll<0, Width>([&](auto t) SPOS_INLINE_LAMBDA {
-        if (!Edge || t.value < columns) V::store(destination + t.value * destination_w, sum[t.value]);
-    });
+    SPOS_UNROLL
+    for (int t = 0; t < Width; ++t)
+        if (!Edge || t < columns) V::store(destination + t * destination_w, sum[t]);
 }
 
 // The rows [begin, end) of all images' rows, one vector of channels from `channel` on.
@@ -109,21 +113,17 @@ void rows_block(const RowsPass<typename V::Scalar>& pass, int64_t channel, const
             // The last tile is moved back to end with the row: it repeats columns, with the same bits.
             const int64_t column = smaller(next, destination.width - columns);
             const int64_t window = window_start<K, R>(column, pass.padding);
-            auto tile = [&](auto odd) SPOS_INLINE_LAMBDA {
-                constexpr int parity = decltype(odd)::value;
-                constexpr int window_size = window_columns<K, R, Width>(parity);
-                T* const tile_to = to + column * destination.w;
-                if (window >= 0 && window + window_size <= source.width && columns == Width)
-                    rows_tile<V, K, R, Width, parity, false>(taps, window, source.w, source.width, tile_to, destination.w,
-                                                             columns);
-                else
-                    rows_tile<V, K, R, Width, parity, true>(taps, window, source.w, source.width, tile_to, destination.w,
-                                                            columns);
-            };
-            if (R == Reach::up && ((column + pass.padding) & 1))
-                tile(Index<1>{});
+            T* const tile = to + column * destination.w;
+            const bool odd = R == Reach::up && ((column + pass.padding) & 1);
+            const bool inside = window >= 0 && window + window_columns<K, R, Width>(0) <= source.width && columns == Width;
+            if (odd && inside)
+                rows_tile<V, K, R, Width, R == Reach::up, false>(taps, window, source.w, source.width, tile, destination.w, columns);
+            else if (odd)
+                rows_tile<V, K, R, Width, R == Reach::up, true>(taps, window, source.w, source.width, tile, destination.w, columns);
+            else if (inside)
+                rows_tile<V, K, R, Width, 0, false>(taps, window, source.w, source.width, tile, destination.w, columns);
             else
-                tile(Index<0>{});
+                rows_tile<V, K, R, Width, 0, true>(taps, window, source.w, source.width, tile, destination.w, columns);
         }
     }
 }
@@ -135,21 +135,20 @@ template <class V, int K, Reach R>
 RowsBlock<V> choose_rows_block(int64_t width) {
     RowsBlock<V> best = nullptr;
     int64_t best_cost = 0;
-    auto consider = [&](auto candidate) {
-        constexpr int tile = decltype(candidate)::value;
-        // Columns computed, and per tile and tap row the weights and the window's overlap.
+    // Columns computed; per tile and tap row also the weights and the overlap of the windows.
+    const auto consider = [&](int64_t tile, RowsBlock<V> block) {
         const int64_t cost = (width + tile - 1) / tile * (tile * K + 2 * K + 8);
         if (best && cost >= best_cost) return;
-        best = rows_block<V, K, R, tile>;
+        best = block;
         best_cost = cost;
     };
     if constexpr (V::registers == 32) {
-        consider(Index<16>{});
-        consider(Index<14>{});
+        consider(16, rows_block<V, K, R, 16>);
+        consider(14, rows_block<V, K, R, 14>);
     }
-    consider(Index<8>{});
-    consider(Index<4>{});
-    consider(Index<2>{});
+    consider(8, rows_block<V, K, R, 8>);
+    consider(4, rows_block<V, K, R, 4>);
+    consider(2, rows_block<V, K, R, 2>);
     return best;
 }
 

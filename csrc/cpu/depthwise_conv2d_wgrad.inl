@@ -8,22 +8,28 @@ SPOS_INLINE void wgrad_tile(const typename V::Scalar* x_row, int64_t x_h, int64_
                             const typename V::Scalar* dy, int64_t dy_w, int64_t first_tap, int64_t end_tap,
                             typename V::Scalar* partial) {
     using T = typename V::Scalar;
+    constexpr int window_size = window_columns<K, R, Width>(0);
     typename V::Value gradient[Width];
-    unroll<0, Width>([&](auto t) SPOS_INLINE_LAMBDA { gradient[t.value] = V::load(dy + t.value * dy_w); });
+    SPOS_UNROLL
+    for (int t = 0; t < Width; ++t) gradient[t] = V::load(dy + t * dy_w);
     const T* x = x_row + window * x_w;
     T* accumulator = partial + first_tap * K * V::lanes;
     for (int64_t kh = first_tap; kh < end_tap; ++kh) {
         typename V::Value sum[K];
-        unroll<0, K>([&](auto kw) SPOS_INLINE_LAMBDA { sum[kw.value] = V::load(accumulator + kw.value * V::lanes); });
-        unroll<0, window_columns<K, R, Width>(0)>([&](auto j) SPOS_INLINE_LAMBDA {
-            if (Edge && static_cast<uint64_t>(window + j.value) >= static_cast<uint64_t>(x_width)) return;
-            const typename V::Value value = V::load(x + j.value * x_w);
-            unroll<0, K>([&](auto kw) SPOS_INLINE_LAMBDA {
-                constexpr int t = reached_column<K, R, Width>(decltype(j)::value, decltype(kw)::value, 0);
-                if constexpr (t >= 0) sum[kw.value] = V::multiply_add(value, gradient[t], sum[kw.value]);
-            });
-        });
-        unroll<0, K>([&](auto kw) SPOS_INLINE_LAMBDA { V::store(accumulator + kw.value * V::lanes, sum[kw.value]); });
+        SPOS_UNROLL
+        for (int kw = 0; kw < K; ++kw) sum[kw] = V::load(accumulator + kw * V::lanes);
+        SPOS_UNROLL
+        for (int j = 0; j < window_size; ++j) {
+            if (Edge && static_cast<uint64_t>(window + j) >= static_cast<uint64_t>(x_width)) continue;
+            const typename V::Value value = V::load(x + j * x_w);
+            SPOS_UNROLL
+            for (int kw = 0; kw < K; ++kw) {
+                const int t = reached_column<K, R, Width>(j, kw, 0);
+                if (t >= 0) sum[kw] = V::multiply_add(value, gradient[t], sum[kw]);
+            }
+        }
+        SPOS_UNROLL
+        for (int kw = 0; kw < K; ++kw) V::store(accumulator + kw * V::lanes, sum[kw]);
         x += x_h;
         accumulator += K * V::lanes;
     }
