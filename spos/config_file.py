@@ -87,10 +87,19 @@ class ConfigError(ValueError):
 def load(path: str | os.PathLike[str]) -> Config:
     """Reads a TOML file. ConfigError for anything in it that is no setting; OSError if it cannot be read."""
     try:
-        content = tomllib.loads(Path(path).read_bytes().decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = Path(path).read_bytes().decode()
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
-    return _updated(Config(), content, str(path))
+    return loads(text, str(path))
+
+
+def loads(text: str, source: str = "settings") -> Config:
+    """Reads TOML text; `source` is what errors call it."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not TOML: {error}") from None
+    return _updated(Config(), content, source)
 
 
 def override(config: Config, settings: Sequence[str]) -> Config:
@@ -127,7 +136,7 @@ def differences(before: Config, after: Config, names: Sequence[str]) -> list[str
     """Says what differs, as "train.lr = 0.5, now 0.1", among settings or whole sections of the given names."""
     old, new = dict(_flat(before)), dict(_flat(after))
     return [
-        f"{key} = {_toml(old[key])}, now {_toml(new[key])}"
+        f"{key} = {to_toml(old[key])}, now {to_toml(new[key])}"
         for key in old
         if old[key] != new[key] and (key in names or key.partition(".")[0] in names)
     ]
@@ -155,10 +164,11 @@ def _key_lines(prefix: str, owner: Any) -> Iterator[str]:
         value = getattr(owner, field.name)
         if not dataclasses.is_dataclass(value):
             yield from textwrap.wrap(HELP[prefix + field.name], 116, initial_indent="# ", subsequent_indent="# ")
-            yield f"# {field.name} = (not set)" if value is None else f"{field.name} = {_toml(value)}"
+            yield f"# {field.name} = (not set)" if value is None else f"{field.name} = {to_toml(value)}"
 
 
-def _toml(value: object) -> str:
+def to_toml(value: object) -> str:
+    """One value as TOML writes it; None as "none", which `override` reads."""
     if value is None:
         return "none"
     if isinstance(value, str):

@@ -204,7 +204,7 @@ class RunDirectory:
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The object in `<name>.json`, or None if there is no such file."""
         path = self._file(name, ".json")
-        return _read_object(path) if path.exists() else None
+        return read_json_object(path) if path.exists() else None
 
     def save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Writes the next checkpoint of that name, and then drops all but the last two.
@@ -276,7 +276,7 @@ class RunDirectory:
 
 
 def versions() -> dict[str, Any]:
-    """What results depend on beside the identity: versions, instruction set and number of threads, as of now."""
+    """What runs now: versions, the processor, and the instruction set and threads, on which last digits depend."""
     import platform
 
     import torch
@@ -290,7 +290,20 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "isa": spos_kernels.isa(),
         "threads": torch.get_num_threads(),
+        "processor": _processor(),
     }
+
+
+def _processor() -> str:
+    """The processor's name and number of cores, as the system calls them."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 def _make_directory(path: Path) -> None:
@@ -325,7 +338,8 @@ def _acquire(path: Path) -> int:
     return descriptor
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. RunDirectoryError, naming the file, for anything else in it."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
@@ -339,7 +353,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     if not (path / "run.json").is_file():
         what = "it has no run.json" if path.is_dir() else "there is no such directory"
         raise RunDirectoryError(f"{path} is no run directory: {what}")
-    header = _read_object(path / "run.json")
+    header = read_json_object(path / "run.json")
     schema = header.get("schema")
     if schema != SCHEMA:
         raise RunDirectoryError(f"{path} has schema version {schema!r}: this version of the library reads {SCHEMA}")

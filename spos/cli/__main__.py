@@ -1,0 +1,5 @@
+"""`python -m spos.cli` is the `spos` command."""
+
+from spos.cli import main
+
+main()

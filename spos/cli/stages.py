@@ -1,0 +1,209 @@
+"""The stages of a run, from settings to finished run directories, saying on the way what they do.
+
+Every stage goes on with what an earlier call left in the folder, and does nothing where it is finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from spos.cli.display import Display, duration
+from spos.config import Config
+from spos.run_directory import RunDirectoryError, versions
+from spos.run_folder import SEARCH, SUPERNET, RunFolder, retrain_stage
+
+if TYPE_CHECKING:
+    import spos
+    from spos.space import Arch
+
+# Random architectures to compare with: how near their FLOPs must be, and how many draws that may take.
+_FLOPS_TOLERANCE = 0.01
+_COMPARISON_DRAWS = 100_000
+
+
+def train(folder: RunFolder, config: Config, display: Display) -> None:
+    """Trains the supernet."""
+    import spos
+
+    data, net = _prepare(config, display)
+    _begin(folder, SUPERNET, config, display)
+    folder.write_space(net, data)
+    display.say(f"supernet: {net.name}, {len(net.space)} decisions, {_count(net.space.size())} architectures")
+    result = spos.train_supernet(
+        net,
+        data,
+        config=config.train,
+        seed=config.seed,
+        run=folder.directory(SUPERNET),
+        progress=display.progress,
+    )
+    display.say(
+        f"supernet: {result.steps} steps in {duration(result.seconds)}, training loss {result.loss:.4f}, "
+        f"accuracy {result.accuracy:.2%} (of random paths)"
+    )
+
+
+def search(folder: RunFolder, config: Config, display: Display, *, random: bool = False) -> None:
+    """Evolves architectures, or draws as many at random, and scores them with the trained supernet's weights."""
+    import spos
+
+    _require(folder, SUPERNET, "spos train")
+    data, net = _prepare(config, display)
+    with folder.open(SUPERNET) as run:
+        spos.load_weights(net, run, "supernet")
+    _begin(folder, SEARCH, config, display)
+    method = spos.random_search if random else spos.evolve
+    result = method(
+        net,
+        data,
+        config=config.search,
+        seed=config.seed,
+        run=folder.directory(SEARCH),
+        progress=display.progress,
+    )
+    best = result.best
+    display.say(
+        f"{'random search' if random else 'evolution'}: {len(result.history)} candidates, best {_listed(best.arch)}: "
+        f"validation accuracy {best.accuracy:.2%}, {_cost(best.flops, best.params)}"
+    )
+
+
+def retrain(
+    folder: RunFolder,
+    config: Config,
+    display: Display,
+    *,
+    arch: Sequence[int] | None = None,
+    label: str | None = None,
+    random_archs: int = 0,
+) -> None:
+    """Trains `arch`, or the best of the evolutionary search, from fresh weights; then random ones of the same FLOPs."""
+    if arch is None:
+        _require(folder, SEARCH, "spos search")
+        with folder.open(SEARCH) as run:
+            arch = (run.read_json("result") or {})["best"]["arch"]
+        label, origin = label or "best", "search"
+    else:
+        label, origin = label or "given", "given"
+    data, net = _prepare(config, display)
+    chosen = net.space.arch(arch)
+    _retrain_one(folder, config, display, data, net, chosen, label, origin)
+    for number, other in enumerate(_comparisons(net, chosen, random_archs, config.seed), start=1):
+        _retrain_one(folder, config, display, data, net, other, f"random-{number}", "random")
+
+
+def _retrain_one(
+    folder: RunFolder,
+    config: Config,
+    display: Display,
+    data: spos.Data,
+    net: spos.Supernet,
+    arch: Arch,
+    label: str,
+    origin: str,
+) -> None:
+    import spos
+
+    stage = retrain_stage(label)
+    costs = {"flops": spos.flops(net, arch), "params": spos.params(net, arch)}
+    if folder.started(stage) and (held := folder.plan(stage).get("arch", list(arch))) != list(arch):
+        raise RunDirectoryError(
+            f"{folder.directory(stage)} holds another architecture, {_listed(held)}: "
+            f"expected {_listed(arch)}, or give another --label"
+        )
+    folder.write_plan(stage, {"label": label, "origin": origin, "arch": list(arch), **costs})
+    _begin(folder, stage, config, display)
+    display.say(f"{label}: architecture {_listed(arch)}, {_cost(**costs)}")
+    result = spos.retrain(
+        net.extract(arch, weights="fresh", seed=config.seed),
+        data,
+        config=config.retrain,
+        seed=config.seed,
+        arch=arch,
+        run=folder.directory(stage),
+        progress=display.progress,
+    )
+    display.say(
+        f"{label}: test accuracy {result.test_accuracy:.2%} on {result.test_images} images, "
+        f"{result.steps} steps in {duration(result.seconds)}"
+    )
+
+
+def _prepare(config: Config, display: Display) -> tuple[spos.Data, spos.Supernet]:
+    """The images and an untrained supernet for them. The split into training and validation never depends on a seed."""
+    import torch
+
+    import spos
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    data = spos.data.load(config.data)
+    display.say(
+        f"data: {config.data.source}, {len(data.train)} training and {len(data.validation)} validation images, "
+        f"{data.num_classes} classes, {data.image_size} pixels"
+    )
+    net = spos.spaces.get(
+        config.space.name,
+        num_classes=data.num_classes,
+        image_size=data.image_size,
+        in_channels=data.in_channels,
+        seed=config.seed,
+    )
+    return data, net
+
+
+def _begin(folder: RunFolder, stage: str, config: Config, display: Display) -> None:
+    """Keeps the settings, and says whether this starts something or goes on with it."""
+    folder.write_settings(stage, config)
+    if not folder.started(stage):
+        display.say(f"starting {folder.directory(stage)}")
+        return
+    with folder.open(stage) as run:
+        display.say(f"{folder.directory(stage)} exists: going on with it")
+        now = versions()
+        changed = [f"{k} {was}, now {now[k]}" for k, was in run.versions.items() if k in now and now[k] != was]
+    if changed:
+        display.say(f"note: it was started with {'; '.join(changed)}: results may differ in the last digits")
+
+
+def _require(folder: RunFolder, stage: str, command: str) -> None:
+    if not folder.started(stage):
+        raise RunDirectoryError(f"{folder.path} has no {stage} yet: run `{command} {folder.path}` first")
+    with folder.open(stage) as run:
+        if run.read_json("result") is None:
+            raise RunDirectoryError(f"{run.path} is not finished: run `{command} {folder.path}` to go on with it")
+
+
+def _comparisons(net: spos.Supernet, chosen: Arch, count: int, seed: int) -> list[Arch]:
+    """Different random architectures with FLOPs within 1% of the chosen one's."""
+    import spos
+
+    cost: Callable[[Sequence[int]], int] = spos.flops.table(net)
+    target = cost(chosen)
+    rng = spos.generator(seed, "comparison")
+    found: list[Arch] = []
+    for _ in range(_COMPARISON_DRAWS if count else 0):
+        arch = net.space.sample(rng)
+        if arch != chosen and arch not in found and abs(cost(arch) - target) <= _FLOPS_TOLERANCE * target:
+            found.append(arch)
+            if len(found) == count:
+                return found
+    if len(found) < count:
+        raise ValueError(
+            f"random-archs = {count}: only {len(found)} of {_COMPARISON_DRAWS:,} random architectures have FLOPs "
+            f"within {_FLOPS_TOLERANCE:.0%} of {target:,}"
+        )
+    return found
+
+
+def _listed(arch: Sequence[Any]) -> str:
+    return ",".join(map(str, arch))
+
+
+def _cost(flops: int, params: int) -> str:
+    return f"{flops / 1e6:.2f} MFLOPs, {params / 1e6:.3f} M parameters"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10**6 else f"{number:.2e}"

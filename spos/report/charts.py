@@ -1,0 +1,186 @@
+"""The charts of a report, drawn by matplotlib as SVG for one page.
+
+Colours are written as CSS variables, so that the page's light and dark themes apply to charts too; text stays text.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from spos.report.collect import Retrained, RunData, Searched, Training
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Stand-ins that matplotlib draws with, each replaced by the page's variable of that name.
+_COLOURS = {name: f"#0101{i:02x}" for i, name in enumerate(("ink", "muted", "grid", "paper", "c0", "c1", "c2", "c3"))}
+_WIDTH = 8.6  # inches; the page scales a chart to its column
+_FEW_POINTS = 400
+_TEXT: dict[str, Any] = {"parse_math": False}  # names come from files: a dollar sign is a dollar sign
+
+
+def search_chart(run: RunData) -> str:
+    """Accuracy of every candidate over evaluations, and the best so far: evolution, and random search beside it."""
+    figure, (axes,) = _figure(1, 3.5)
+    for searched, colour, name in ((run.random, "c1", "random search"), (run.evolution, "c0", "evolution")):
+        if searched is None:
+            continue
+        accuracy = 100 * np.array([c["accuracy"] for c in searched.candidates])
+        number = np.arange(1, len(accuracy) + 1)
+        axes.plot(number, accuracy, ".", ms=4.5, mew=0, alpha=0.5, color=_COLOURS[colour])
+        axes.step(
+            number,
+            np.maximum.accumulate(accuracy),
+            where="post",
+            lw=1.8,
+            color=_COLOURS[colour],
+            label=f"{name}, best so far",
+        )
+    if run.evolution:
+        generations = [c["generation"] for c in run.evolution.candidates]
+        for start in np.flatnonzero(np.diff(generations)) + 1.5:
+            axes.axvline(start, lw=0.6, color=_COLOURS["grid"], zorder=0)
+    axes.set_xlabel("candidates evaluated")
+    axes.set_ylabel("validation accuracy, %")
+    _legend(axes, "lower right")
+    return _svg(figure, "search", "Validation accuracy of candidates over the number evaluated")
+
+
+def scatter_chart(run: RunData, budget: float | None) -> str:
+    """Accuracy against FLOPs of every candidate, with the architecture found marked and the budget as a line."""
+    figure, (axes,) = _figure(1, 3.5)
+    for searched, colour, name in ((run.random, "c1", "random search"), (run.evolution, "c0", "evolution")):
+        if searched is not None:
+            flops, accuracy = _points(searched)
+            axes.plot(flops, accuracy, ".", ms=5, mew=0, alpha=0.55, color=_COLOURS[colour], label=name)
+    best = run.evolution.best if run.evolution else run.random.best if run.random else None
+    if best is not None:
+        axes.plot(
+            best["flops"] / 1e6,
+            100 * best["accuracy"],
+            "o",
+            ms=10,
+            mfc="none",
+            mew=1.8,
+            color=_COLOURS["ink"],
+            label="architecture found",
+        )
+    if budget:
+        axes.axvline(budget / 1e6, lw=1, ls=(0, (4, 3)), color=_COLOURS["muted"], label="budget")
+    axes.set_xlabel("FLOPs, millions of multiply-accumulates for one image")
+    axes.set_ylabel("validation accuracy, %")
+    _legend(axes, "lower right")
+    return _svg(figure, "scatter", "Validation accuracy against FLOPs of every candidate")
+
+
+def retrained_chart(retrained: Sequence[Retrained]) -> str:
+    """Test accuracy of every finished retraining, with its standard error."""
+    done = [(r, r.training.result) for r in retrained if r.training.result]
+    figure, (axes,) = _figure(1, 0.75 + 0.3 * len(done))
+    for row, (one, result) in enumerate(reversed(done)):
+        accuracy, error = result["test_accuracy"], standard_error(result["test_accuracy"], result["test_images"])
+        colour = _COLOURS["c0" if one.origin == "search" else "c1" if one.origin == "random" else "c2"]
+        axes.errorbar(100 * accuracy, row, xerr=100 * error, fmt="o", ms=6, lw=1.4, capsize=3, color=colour)
+    axes.set_yticks(range(len(done)), [one.label for one, _ in reversed(done)], **_TEXT)
+    axes.set_ylim(-0.6, len(done) - 0.4)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("test accuracy after retraining, %; bars: ± one standard error of the test sample")
+    return _svg(figure, "retrained", "Test accuracy of the retrained architectures")
+
+
+def loss_chart(supernet: Training | None, retrained: Sequence[Retrained]) -> str:
+    """Training loss over epochs: the supernet's, and that of each retrained architecture."""
+    children = [r for r in retrained if r.training.records]
+    panels = [bool(supernet and supernet.records), bool(children)]
+    figure, axes = _figure(sum(panels), 3.1)
+    if supernet and panels[0]:
+        epoch, loss = _curve(supernet)
+        axes[0].plot(epoch, loss, lw=1.4, color=_COLOURS["c0"])
+        axes[0].set_title("supernet (random paths)", loc="left", fontsize=9.5, color=_COLOURS["ink"])
+    if children:
+        origins = {"search": "c0", "random": "c1"}
+        for one in reversed(children):
+            epoch, loss = _curve(one.training)
+            colour = _COLOURS[origins.get(one.origin, "c2")]
+            first = one.origin != "random" or one is next(r for r in children if r.origin == "random")
+            name = "random of the same FLOPs" if one.origin == "random" else one.label
+            axes[-1].plot(
+                epoch,
+                loss,
+                lw=1.4,
+                alpha=0.75 if one.origin == "random" else 1,
+                color=colour,
+                label=name if first else None,
+            )
+        axes[-1].set_title("retraining", loc="left", fontsize=9.5, color=_COLOURS["ink"])
+        _legend(axes[-1], "upper right")
+    for ax in axes:
+        ax.set_xlabel("epoch")
+    axes[0].set_ylabel("training loss, nats")
+    return _svg(figure, "loss", "Training loss over epochs")
+
+
+def standard_error(accuracy: float, images: int) -> float:
+    """Of an accuracy measured on `images` images drawn independently."""
+    return float(np.sqrt(accuracy * (1 - accuracy) / images)) if images else 0.0
+
+
+def _points(searched: Searched) -> tuple[list[float], list[float]]:
+    return [c["flops"] / 1e6 for c in searched.candidates], [100 * c["accuracy"] for c in searched.candidates]
+
+
+def _curve(training: Training) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Epochs and losses, averaged over neighbours where there are more than a chart can show."""
+    values = np.array([[r["epoch"], r["loss"]] for r in training.records], dtype=float)
+    groups = np.array_split(values, min(len(values), _FEW_POINTS))
+    means = np.array([group.mean(0) for group in groups])
+    return means[:, 0], means[:, 1]
+
+
+def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+    for ax in axes:
+        ax.set_facecolor("none")
+        ax.grid(True, lw=0.6, color=_COLOURS["grid"])
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(_COLOURS["muted"])
+        ax.tick_params(colors=_COLOURS["muted"], labelcolor=_COLOURS["ink"], labelsize=8.5, length=3)
+        for text in (ax.xaxis.label, ax.yaxis.label):
+            text.set(color=_COLOURS["ink"], fontsize=9)
+    figure.patch.set_visible(False)
+    return figure, axes
+
+
+def _legend(axes: Axes, place: Literal["upper right", "lower right"]) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        legend = axes.legend(
+            loc=place, fontsize=8.5, frameon=True, framealpha=0.8, edgecolor="none", facecolor=_COLOURS["paper"]
+        )
+        for text in legend.get_texts():
+            text.set(color=_COLOURS["ink"], **_TEXT)
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an <svg> element for a page: scalable, described, its ids different from other charts'."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
+    view = re.search(r'viewBox="([^"]*)"', text)
+    head = f'<svg class="chart" role="img" aria-label="{html.escape(description)}" viewBox="{view[1] if view else ""}">'
+    text = head + text[text.index(">") + 1 :]
+    text = re.sub(r'((?: id="|href="#|url\(#))', rf"\g<1>{name}-", text).replace("xlink:href", "href")
+    for variable, colour in _COLOURS.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return text

@@ -1,0 +1,151 @@
+"""What a report is made of, read from the folder of a run without changing it. Anything may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spos import config_file
+from spos.config import Config
+from spos.run_directory import RunDirectory, RunDirectoryError
+from spos.run_folder import SEARCH, SUPERNET, RunFolder
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A supernet's training or a retraining: its records so far, and its result once it is finished."""
+
+    stage: str
+    config: Mapping[str, Any]
+    records: Sequence[Record]
+    result: Record | None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return float(self.records[-1]["seconds"]) if self.records else 0.0
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """An architecture trained from fresh weights: which one it is, and its training."""
+
+    label: str
+    origin: str
+    arch: tuple[int, ...] | None
+    flops: int | None
+    params: int | None
+    training: Training
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Candidates of one way of searching, in the order of evaluation."""
+
+    candidates: Sequence[Record]
+    finished: bool
+
+    @property
+    def best(self) -> Record | None:
+        """The candidate of the highest accuracy, then the lowest loss."""
+        return min(self.candidates, key=lambda c: (-c["accuracy"], c["loss"], c["arch"]), default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of scoring so far."""
+        return float(sum(c["seconds"] for c in self.candidates))
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything that is in the folder of a run."""
+
+    name: str
+    created: str
+    space: Mapping[str, Any] | None
+    supernet: Training | None
+    evolution: Searched | None
+    random: Searched | None
+    constraints: Sequence[str]
+    retrained: Sequence[Retrained]
+    settings: Mapping[str, str]
+    versions: Mapping[str, Any]
+    identity: Mapping[str, Mapping[str, str]]
+    config: Config | None
+
+    @property
+    def found(self) -> Retrained | None:
+        """The retrained architecture that the search found: the first whose origin says so."""
+        return next((r for r in self.retrained if r.origin == "search"), None)
+
+    @property
+    def architecture(self) -> tuple[int, ...] | None:
+        """What the run is about in the end: the best that evolution found, else what was retrained first."""
+        for searched in (self.evolution, self.random):
+            if searched and searched.best:
+                return tuple(searched.best["arch"])
+        return next((r.arch for r in self.retrained if r.arch), None)
+
+
+def collect(folder: RunFolder) -> RunData:
+    """Reads a run's folder. RunDirectoryError if no stage of a run has been started in it."""
+    stages = [stage for stage in (SUPERNET, SEARCH) if folder.started(stage)] + folder.retrain_stages()
+    if not stages:
+        raise RunDirectoryError(f"{folder.path} holds no run: expected a folder with supernet/, search/ or retrain-*/")
+    supernet = evolution = random = None
+    constraints: Sequence[str] = ()
+    retrained, identity = [], {}
+    created = ""
+    versions: Mapping[str, Any] = {}
+    for stage in stages:
+        with folder.open(stage) as run:
+            identity[stage] = run.identity
+            created, versions = created or run.created, versions or run.versions
+            if stage == SUPERNET:
+                supernet = _training(run, stage)
+            elif stage == SEARCH:
+                evolution, random = _searched(run, "evolution", "result"), _searched(run, "random", "result-random")
+                constraints = (run.read_json("result") or run.read_json("result-random") or {}).get("constraints", ())
+            else:
+                retrained.append(_retrained(run, stage, folder.plan(stage)))
+    configs = {stage: config for stage in stages if (config := folder.settings(stage))}
+    return RunData(
+        name=folder.path.resolve().name,
+        created=created,
+        space=folder.space(),
+        supernet=supernet,
+        evolution=evolution,
+        random=random,
+        constraints=constraints,
+        retrained=retrained,
+        settings={stage: config_file.dumps(config) for stage, config in configs.items()},
+        versions=versions,
+        identity=identity,
+        config=next(iter(configs.values()), None),
+    )
+
+
+def _training(run: RunDirectory, stage: str) -> Training:
+    return Training(stage, run.config, run.records("train"), run.read_json("result"))
+
+
+def _searched(run: RunDirectory, stream: str, result: str) -> Searched | None:
+    candidates = run.records(stream)
+    return Searched(candidates, run.read_json(result) is not None) if candidates else None
+
+
+def _retrained(run: RunDirectory, stage: str, plan: Mapping[str, Any]) -> Retrained:
+    training = _training(run, stage)
+    facts = {**(training.result or {}), **plan}
+    arch = facts.get("arch")
+    return Retrained(
+        label=str(facts.get("label", stage.partition("-")[2])),
+        origin=str(facts.get("origin", "given")),
+        arch=tuple(arch) if arch else None,
+        flops=facts.get("flops"),
+        params=facts.get("params"),
+        training=training,
+    )
