@@ -6,7 +6,7 @@ LOWEST := .venv-lowest
 WHEEL_VENV := .venv-wheel
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 PACKAGING := pyproject.toml setup.py constraints.txt
 
 .PHONY: help setup build demo test lint format bench bench-full test-lowest wheel clean
@@ -52,12 +52,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 bench: $(VENV)/.built
 	@$(BIN)/python -m pytest benchmarks --benchmark-only -s -m "not full"

@@ -94,8 +94,8 @@ def resolve_backend(x: Tensor) -> str:
 def is_plain(*tensors: Tensor) -> bool:
     """Whether these tensors can go straight to the extension, past torch's dispatcher.
 
-    They cannot where something would have to see the call (torch.compile, a torch dispatch or function mode, a subclass),
-    nor with the negative bit (a lazy minus sign that is not in memory).
+    They cannot where something would have to see the call (torch.compile, a torch dispatch or function mode, a
+    subclass), nor with the negative bit (a lazy minus sign that is not in memory).
     """
     return (
         not torch.compiler.is_compiling()

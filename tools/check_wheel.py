@@ -1,4 +1,4 @@
-"""Run by the Python of a second environment that the wheel was installed into: it must import from there and compute."""
+"""Run by the Python of a second environment that has the wheel: it must be imported from there, and compute."""
 
 import sys
 from pathlib import Path

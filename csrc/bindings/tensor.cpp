@@ -28,40 +28,32 @@ std::string text(py::handle object) { return py::cast<std::string>(py::str(objec
     throw py::value_error(std::string(name) + ": " + what);
 }
 
-// The exchange table sees memory only: it would read a tensor with the negative bit (a lazy minus sign) as it lies
-// there. Hence plain types alone, and the bit is asked for. Types that override torch's behaviour never come here.
 bool is_plain(py::handle object) {
     const TensorTypes& types = tensor_types();
     PyTypeObject* type = Py_TYPE(object.ptr());
     return type == types.tensor || type == types.parameter;
 }
 
-Tensor from_exchange(py::handle object, const char* name) {
+// True when the table describes the tensor and the kernels accept it; otherwise from_attributes() says what is wrong.
+bool from_exchange(const dlpack::ExchangeApi& exchange, py::handle object, Tensor& result) {
     dlpack::Tensor source;
-    if (tensor_types().exchange->tensor_from_py_object_no_sync(object.ptr(), &source) != 0)
-        throw py::error_already_set();
-    if (source.device.type != dlpack::device_cpu)
-        refuse(name, "is on " + text(object.attr("device")) + ", the kernels of this module accept CPU tensors");
+    if (exchange.tensor_from_py_object_no_sync(object.ptr(), &source) != 0) {
+        PyErr_Clear();
+        return false;
+    }
     const bool is_float = source.dtype.code == dlpack::code_float && source.dtype.lanes == 1;
-    if (!is_float || (source.dtype.bits != 32 && source.dtype.bits != 64))
-        throw py::type_error(std::string(name) + ": dtype is " + text(object.attr("dtype")) +
-                             ", accepted are torch.float32 and torch.float64");
-    if (source.ndim > Tensor::max_ndim) refuse(name, "has " + std::to_string(source.ndim) + " dimensions, at most 4");
-    Tensor result{};
+    if (!is_float || (source.dtype.bits != 32 && source.dtype.bits != 64)) return false;
+    if (source.device.type != dlpack::device_cpu || source.ndim > Tensor::max_ndim) return false;
     result.data = static_cast<char*>(source.data) + source.byte_offset;
     result.dtype = source.dtype.bits == 32 ? Dtype::float32 : Dtype::float64;
     result.ndim = source.ndim;
-    for (int i = 0; i < source.ndim; ++i) {
-        result.shape[i] = source.shape[i];
-        result.strides[i] = source.strides[i];
-    }
-    return result;
+    std::copy_n(source.shape, source.ndim, result.shape.begin());
+    std::copy_n(source.strides, source.ndim, result.strides.begin());
+    return true;
 }
 
-// Slower, and for every other case: a torch without the exchange table, subclasses. A FakeTensor raises in data_ptr().
+// Slower, and for every other case: a torch without the exchange table, subclasses, errors.
 Tensor from_attributes(py::handle object, const char* name) {
-    if (!PyObject_TypeCheck(object.ptr(), tensor_types().tensor))
-        throw py::type_error(std::string(name) + ": expected a torch.Tensor, got " + text(py::type::of(object)));
     const std::string layout = text(object.attr("layout"));
     if (layout != "torch.strided") refuse(name, "layout is " + layout + ", accepted is torch.strided");
     const std::string device = text(object.attr("device").attr("type"));
@@ -101,13 +93,17 @@ void set_tensor_types(py::type tensor, py::type parameter, py::object exchange_c
 }
 
 Tensor read_tensor(py::handle object, const char* name) {
-    const bool plain = is_plain(object);
-    const bool fast = plain && tensor_types().exchange != nullptr;
-    if (!plain && !PyObject_TypeCheck(object.ptr(), tensor_types().tensor)) return from_attributes(object, name);
+    const TensorTypes& types = tensor_types();
+    if (types.tensor == nullptr || !PyObject_TypeCheck(object.ptr(), types.tensor))
+        throw py::type_error(std::string(name) + ": expected a torch.Tensor, got " + text(py::type::of(object)));
+    // The table sees memory only: a lazy minus sign (the negative bit) is not there, and neither is what a subclass
+    // does.
     if (py::cast<bool>(object.attr("is_neg")())) refuse(name, "has the negative bit set; call resolve_neg() first");
-    Tensor result = fast ? from_exchange(object, name) : from_attributes(object, name);
-    bool empty = false;
-    for (int i = 0; i < result.ndim; ++i) empty = empty || result.shape[i] == 0;
+    Tensor result{};
+    if (types.exchange == nullptr || !is_plain(object) || !from_exchange(*types.exchange, object, result))
+        result = from_attributes(object, name);
+    const bool empty =
+        std::find(result.shape.begin(), result.shape.begin() + result.ndim, 0) != result.shape.begin() + result.ndim;
     if (result.data == nullptr && !empty) refuse(name, "has no memory behind it (a fake or meta tensor?)");
     return result;
 }
@@ -116,7 +112,8 @@ NhwcStrides nhwc_strides(const Tensor& tensor, const char* name) {
     if (tensor.ndim != 4)
         refuse(name, "has shape " + to_string(tensor.shape.data(), tensor.ndim) + ", expected [N, C, H, W]");
     const auto& [batch, channels, height, width] = tensor.shape;
-    if (channels > 1 && tensor.strides[1] != 1)
+    const bool empty = batch * channels * height * width == 0;  // its strides mean nothing either
+    if (!empty && channels > 1 && tensor.strides[1] != 1)
         refuse(name,
                "has strides " + to_string(tensor.strides.data(), 4) + ", expected channels_last (channel stride 1)");
     NhwcStrides result;
