@@ -110,6 +110,15 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def threads_for(multiply_adds: int) -> int:
+    """Return how many threads to run a kernel of that many multiply-adds on: at most torch.get_num_threads().
+
+    Waking and joining a thread takes microseconds, and milliseconds where other programs hold the cores, so each gets
+    at least as much work as pays for that.
+    """
+    return min(torch.get_num_threads(), 1 + multiply_adds // 2**17)
+
+
 def is_autocast(x: Tensor) -> bool:
     """Whether autocast is on for the device of `x`."""
     return (x.is_cpu and torch.is_autocast_enabled("cpu")) or (x.is_cuda and torch.is_autocast_enabled("cuda"))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spos_kernels import _C
-from spos_kernels.backends import ISA, is_autocast, is_plain, resolve_backend
+from spos_kernels.backends import ISA, is_autocast, is_plain, resolve_backend, threads_for
 from spos_kernels.layout import as_nhwc, empty_nhwc
 from spos_kernels.library import register
 
@@ -147,19 +147,22 @@ def _reference(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 
 def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, backend: str) -> Tensor:
     y = _forward_fake(x, weight, stride, padding, backend)
-    _C.depthwise_conv2d_forward(as_nhwc(x), weight.contiguous(), y, stride, padding, ISA, torch.get_num_threads())
+    threads = threads_for(y.numel() * weight.shape[-1] ** 2)
+    _C.depthwise_conv2d_forward(as_nhwc(x), weight.contiguous(), y, stride, padding, ISA, threads)
     return y
 
 
 def _dgrad(dy: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int, backend: str) -> Tensor:
     dx = _dgrad_fake(dy, weight, height, width, stride, padding, backend)
-    _C.depthwise_conv2d_dgrad(as_nhwc(dy), weight.contiguous(), dx, stride, padding, ISA, torch.get_num_threads())
+    threads = threads_for(dy.numel() * weight.shape[-1] ** 2)
+    _C.depthwise_conv2d_dgrad(as_nhwc(dy), weight.contiguous(), dx, stride, padding, ISA, threads)
     return dx
 
 
 def _wgrad(x: Tensor, dy: Tensor, kernel: int, stride: int, padding: int, backend: str) -> Tensor:
     dweight = _wgrad_fake(x, dy, kernel, stride, padding, backend)
-    _C.depthwise_conv2d_wgrad(as_nhwc(x), as_nhwc(dy), dweight, stride, padding, ISA, torch.get_num_threads())
+    threads = threads_for(dy.numel() * kernel**2)
+    _C.depthwise_conv2d_wgrad(as_nhwc(x), as_nhwc(dy), dweight, stride, padding, ISA, threads)
     return dweight
 
 

@@ -90,6 +90,16 @@ print(sk.isa())
     assert (result.stdout.strip(), result.stderr) == (isa, "")
 
 
+def test_threads_follow_torch_at_call_time_and_small_work_stays_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(_C, "depthwise_conv2d_forward", lambda *args: seen.append(args[-1]))
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        sk.depthwise_conv2d(torch.zeros(8, 64, 14, 14), torch.zeros(64, 1, 5, 5))
+        sk.depthwise_conv2d(torch.zeros(1, 8, 7, 7), torch.zeros(8, 1, 3, 3))
+    assert seen == [1, 1, 2, 1]
+
+
 def test_a_bad_spos_isa_is_refused_at_import() -> None:
     result = python("import spos_kernels", SPOS_ISA="sse9")
     assert result.returncode != 0
