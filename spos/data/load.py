@@ -74,7 +74,7 @@ def from_arrays(
         raise ValueError("test_images and test_labels: expected both or neither")
     size = stored_size(config)
     targets = _label_array("labels", labels)
-    names = tuple(classes) if classes is not None else tuple(str(i) for i in range(int(targets.max(initial=0)) + 1))
+    names = tuple(classes) if classes is not None else tuple(str(i) for i in range(len(np.unique(targets))))
     training = _array_set("images", images, "labels", targets, names, size)
     test = None
     if test_images is not None and test_labels is not None:

@@ -113,10 +113,11 @@ class ZipTree(FileTree):
         self._zip.close()
 
     def read(self, name: str) -> bytes:
-        # zipfile hands out no more than the declared size, which was checked, and compares the checksum of that much:
-        # a member that unpacks to more than it declares ends here as damaged, without having been unpacked.
+        # Asked for one byte more than is declared, zipfile unpacks no further and compares the checksum of what it has:
+        # a member that would unpack to more ends here as damaged. Asked for all, it would unpack everything first.
         try:
-            content = self._zip.read(self._members[name])
+            with self._zip.open(self._members[name]) as member:
+                content = member.read(self.files[name] + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
             raise ValueError(f"{self.source}: {name!r} is damaged: {error}") from error
         if len(content) != self.files[name]:
