@@ -15,5 +15,6 @@ PYBIND11_MODULE(_C, module) {
     module.def("isa_supported", &spos::isa_supported, py::arg("isa"));
     module.def("set_tensor_types", &spos::set_tensor_types, py::arg("tensor"), py::arg("parameter"),
                py::arg("exchange_capsule"));
+    spos::bind_ceilings(module);
     spos::bind_depthwise_conv2d(module);
 }
