@@ -60,10 +60,10 @@ format: $(VENV)/.installed
 	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 bench: $(VENV)/.built
-	@$(BIN)/python -m pytest benchmarks --benchmark-only -s -m "not full"
+	@$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet -m "not full"
 
 bench-full: $(VENV)/.built
-	@$(BIN)/python -m pytest benchmarks --benchmark-only -s
+	@$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet
 
 # Its own environment: the lowest torch that pyproject.toml allows, everything else unpinned around it.
 test-lowest: $(VENV)/.built

@@ -1,0 +1,62 @@
+"""Fair timing of alternatives on a machine that is not quiet: one after another in each round, never one block each."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import quantiles
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and the 20 % and 80 % quantiles of some times, in seconds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Spread:
+        if len(seconds) < 2:
+            return cls(seconds[0], seconds[0], seconds[0])
+        cuts = quantiles(seconds, n=10, method="inclusive")
+        return cls(cuts[4], cuts[1], cuts[7])
+
+
+@dataclass
+class Interleaved:
+    """Candidates by name, timed in turn. Call `round()` as often as wanted; the first rounds may be dropped."""
+
+    candidates: dict[str, Callable[[], object]]
+    times: dict[str, list[float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.times = {name: [] for name in self.candidates}
+
+    def round(self) -> None:
+        for name, candidate in self.candidates.items():
+            start = time.perf_counter()
+            candidate()
+            self.times[name].append(time.perf_counter() - start)
+
+    def rounds_in(self, seconds: float, least: int = 15, most: int = 200) -> int:
+        """Return how many rounds fit into `seconds`, from one round that warms everything up and one that is timed."""
+        self.round()
+        start = time.perf_counter()
+        self.round()
+        rounds = int(seconds / (time.perf_counter() - start))
+        self.forget()
+        return min(most, max(least, rounds))
+
+    def spreads(self) -> dict[str, Spread]:
+        return {name: Spread.of(times) for name, times in self.times.items()}
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    logarithms = [math.log(ratio) for ratio in ratios]
+    return math.exp(sum(logarithms) / len(logarithms))
