@@ -23,7 +23,7 @@ class _Meter:
     """When the first report of a stage came and with how much done: a resumed stage did not start at 0."""
 
     first_done: int
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     tenths_shown: int = -1
     task: TaskID | None = None
 

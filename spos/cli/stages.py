@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Random architectures to compare with: how near their FLOPs must be, and how many draws that may take.
 _FLOPS_TOLERANCE = 0.01
-_COMPARISON_DRAWS = 100_000
+_COMPARISON_DRAWS = 20_000
 
 
 def train(folder: RunFolder, config: Config, display: Display) -> None:
@@ -88,8 +88,9 @@ def retrain(
         label, origin = label or "given", "given"
     data, net = _prepare(config, display)
     chosen = net.space.arch(arch)
+    others = _comparisons(net, chosen, random_archs, config.seed)  # first: it may find too few
     _retrain_one(folder, config, display, data, net, chosen, label, origin)
-    for number, other in enumerate(_comparisons(net, chosen, random_archs, config.seed), start=1):
+    for number, other in enumerate(others, start=1):
         _retrain_one(folder, config, display, data, net, other, f"random-{number}", "random")
 
 
@@ -182,19 +183,19 @@ def _comparisons(net: spos.Supernet, chosen: Arch, count: int, seed: int) -> lis
     cost: Callable[[Sequence[int]], int] = spos.flops.table(net)
     target = cost(chosen)
     rng = spos.generator(seed, "comparison")
-    found: list[Arch] = []
+    found: dict[Arch, None] = {}  # in the order of drawing: asking for more later starts with the same ones
     for _ in range(_COMPARISON_DRAWS if count else 0):
         arch = net.space.sample(rng)
-        if arch != chosen and arch not in found and abs(cost(arch) - target) <= _FLOPS_TOLERANCE * target:
-            found.append(arch)
+        if arch != chosen and abs(cost(arch) - target) <= _FLOPS_TOLERANCE * target:
+            found[arch] = None
             if len(found) == count:
-                return found
+                break
     if len(found) < count:
         raise ValueError(
             f"random-archs = {count}: only {len(found)} of {_COMPARISON_DRAWS:,} random architectures have FLOPs "
             f"within {_FLOPS_TOLERANCE:.0%} of {target:,}"
         )
-    return found
+    return list(found)
 
 
 def _listed(arch: Sequence[Any]) -> str:

@@ -67,7 +67,7 @@ def scatter_chart(run: RunData, budget: float | None) -> str:
             best["flops"] / 1e6,
             100 * best["accuracy"],
             "o",
-            ms=10,
+            ms=8,
             mfc="none",
             mew=1.8,
             color=_COLOURS["ink"],
@@ -164,7 +164,13 @@ def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
 def _legend(axes: Axes, place: Literal["upper right", "lower right"]) -> None:
     if axes.get_legend_handles_labels()[0]:
         legend = axes.legend(
-            loc=place, fontsize=8.5, frameon=True, framealpha=0.8, edgecolor="none", facecolor=_COLOURS["paper"]
+            markerscale=1.6,
+            loc=place,
+            fontsize=8.5,
+            frameon=True,
+            framealpha=0.8,
+            edgecolor="none",
+            facecolor=_COLOURS["paper"],
         )
         for text in legend.get_texts():
             text.set(color=_COLOURS["ink"], **_TEXT)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _COLUMN, _GAP, _ROW = 30, 6, 150  # in the drawing's own units; the page scales it to its column
 _PER_ROW = 24
-_TALLEST, _SHORTEST = 96, 20
+_TALLEST = 96
 COLOURS = 8
 
 _Size = tuple[int, ...] | None
@@ -62,7 +63,7 @@ def _boxes(arch: Sequence[int], space: Mapping[str, Any] | None) -> list[_Box]:
 
 
 def _draw_box(box: _Box, x: float, y: float, largest: int, *, first: bool) -> str:
-    height = max(_SHORTEST, _TALLEST * box.after[0] / largest) if box.after and largest else _TALLEST / 3
+    height = _TALLEST * math.sqrt(box.after[0] / largest) if box.after and largest else _TALLEST / 3
     middle = y + 14 + _TALLEST / 2
     title = f"{box.decision}: {box.option}"
     if box.before and box.after:

@@ -97,7 +97,7 @@ def _architecture(run: RunData) -> str:
     what = "architecture found" if _best(run) else "retrained architecture"
     caption = f"The {what}: {', '.join(map(str, arch))}. A box for each decision, in order, coloured by its option"
     if run.space and run.space["blocks"]:
-        caption += "; heights are proportional to output channels (ch), ↓ marks a stride"
+        caption += "; heights grow with the square root of output channels (ch), ↓ marks a stride"
     return _section(f"The {what}", _figure(draw_architecture(arch, run.space), _text(caption + ".")))
 
 
@@ -125,9 +125,10 @@ def _scatter(run: RunData) -> str:
         return ""
     budget = run.config.search.max_flops if run.config else 0
     flops = [c["flops"] / 1e6 for s in (run.evolution, run.random) if s for c in s.candidates]
+    mark = f"{best['flops'] / 1e6:.2f} MFLOPs and {100 * best['accuracy']:.2f}%"
     caption = (
         f"All {len(flops):,} candidates, scored with the supernet's weights; they span {min(flops):.1f} to "
-        f"{max(flops):.1f} MFLOPs. The one found has {best['flops'] / 1e6:.2f} MFLOPs and {100 * best['accuracy']:.2f}%."
+        f"{max(flops):.1f} MFLOPs. The one found has {mark}."
     )
     if run.constraints:
         caption += f" Constraints: {'; '.join(run.constraints)}."

@@ -47,10 +47,12 @@ svg text { font-family: inherit !important; }
 .architecture .option { fill: var(--on-block); font-size: 11px; font-weight: 600; text-anchor: middle; }
 .architecture .stride { text-anchor: middle; }
 .legend {
-  list-style: none; display: flex; flex-wrap: wrap; gap: 0.25rem 1.5rem; margin: 0.5rem 0 0; padding: 0; font-size: 0.86rem;
+  list-style: none; display: flex; flex-wrap: wrap; gap: 0.25rem 1.5rem; margin: 0.5rem 0 0; padding: 0;
+  font-size: 0.86rem;
 }
 .swatch {
-  display: inline-block; width: 0.8rem; height: 0.8rem; border-radius: 2px; margin-right: 0.35rem; vertical-align: -0.08rem;
+  display: inline-block; width: 0.8rem; height: 0.8rem; border-radius: 2px; margin-right: 0.35rem;
+  vertical-align: -0.08rem;
 }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 0.88rem; }
