@@ -164,7 +164,7 @@ def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
 def _legend(axes: Axes, place: Literal["upper right", "lower right"]) -> None:
     if axes.get_legend_handles_labels()[0]:
         legend = axes.legend(
-            markerscale=1.6,
+            markerscale=1.25,
             loc=place,
             fontsize=8.5,
             frameon=True,

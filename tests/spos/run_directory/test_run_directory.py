@@ -13,7 +13,7 @@ import torch
 
 from spos.checkpoint import CheckpointError
 from spos.records import RecordsError
-from spos.run_directory import RunDirectory, RunDirectoryError
+from spos.run_directory import RunDirectory, RunDirectoryError, versions
 
 IDENTITY = {"config": "a" * 64, "data": "b" * 64, "space": "c" * 64}
 
@@ -103,6 +103,19 @@ class TestOpening:
             (tmp_path / "run" / "run.json").write_text(content)
             with pytest.raises(RunDirectoryError, match=message):
                 RunDirectory.open(tmp_path / "run")
+
+    def test_versions_are_those_that_run(self) -> None:
+        import platform
+
+        import spos
+
+        found = versions()
+        assert found.keys() == {"spos", "torch", "python", "isa", "threads", "processor"}
+        assert (found["spos"], found["torch"]) == (spos.__version__, torch.__version__)
+        assert (found["python"], found["threads"]) == (platform.python_version(), torch.get_num_threads())
+        assert f"{os.cpu_count()} cores" in found["processor"]
+        assert found["isa"] in ("avx512", "avx2", "portable")
+        json.dumps(found)
 
 
 class TestLock:
