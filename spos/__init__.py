@@ -1,60 +1,57 @@
 """Single Path One-Shot NAS: supernets trained one path at a time, evolutionary search, retraining."""
 
-from spos import data, spaces
-from spos.config import Config, DataConfig, RetrainConfig, SearchConfig, SpaceConfig, TrainConfig
-from spos.costs import Constraint, Cost, Profile, UnsatisfiableError, count_flops, flops, params, profile
-from spos.data import Data
-from spos.draws import generator
-from spos.evaluation import Score, classify, evaluate_population, recalibrate
-from spos.evolution import Candidate, SearchResult, evolve, random_search
-from spos.modules import fuse, unfuse
-from spos.retraining import RetrainResult, retrain
-from spos.run_directory import RunDirectory
-from spos.space import Arch, Decision, SearchSpace
-from spos.supernet import ChoiceBlock, Supernet
-from spos.training import DivergenceError, TrainResult, load_weights, train_supernet
+# ruff: noqa: F401 - the names for type checkers are re-exported through __all__, which is computed
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spos import data, spaces
+    from spos.config import Config, DataConfig, RetrainConfig, SearchConfig, SpaceConfig, TrainConfig
+    from spos.costs import Constraint, Cost, Profile, UnsatisfiableError, count_flops, flops, params, profile
+    from spos.data import Data
+    from spos.draws import generator
+    from spos.evaluation import Score, classify, evaluate_population, recalibrate
+    from spos.evolution import Candidate, SearchResult, evolve, random_search
+    from spos.modules import fuse, unfuse
+    from spos.retraining import RetrainResult, retrain
+    from spos.run_directory import RunDirectory
+    from spos.space import Arch, Decision, SearchSpace
+    from spos.supernet import ChoiceBlock, Supernet
+    from spos.training import DivergenceError, TrainResult, load_weights, train_supernet
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Arch",
-    "Candidate",
-    "ChoiceBlock",
-    "Config",
-    "Constraint",
-    "Cost",
-    "Data",
-    "DataConfig",
-    "Decision",
-    "DivergenceError",
-    "Profile",
-    "RetrainConfig",
-    "RetrainResult",
-    "RunDirectory",
-    "Score",
-    "SearchConfig",
-    "SearchResult",
-    "SearchSpace",
-    "SpaceConfig",
-    "Supernet",
-    "TrainConfig",
-    "TrainResult",
-    "UnsatisfiableError",
-    "classify",
-    "count_flops",
-    "data",
-    "evaluate_population",
-    "evolve",
-    "flops",
-    "fuse",
-    "generator",
-    "load_weights",
-    "params",
-    "profile",
-    "random_search",
-    "recalibrate",
-    "retrain",
-    "spaces",
-    "train_supernet",
-    "unfuse",
-]
+# Each public name is imported at first use, so that `spos --help` needs neither torch nor the seconds it takes.
+_NAMES = {
+    "spos.config": ("Config", "DataConfig", "RetrainConfig", "SearchConfig", "SpaceConfig", "TrainConfig"),
+    "spos.costs": ("Constraint", "Cost", "Profile", "UnsatisfiableError", "count_flops", "flops", "params", "profile"),
+    "spos.data": ("Data",),
+    "spos.draws": ("generator",),
+    "spos.evaluation": ("Score", "classify", "evaluate_population", "recalibrate"),
+    "spos.evolution": ("Candidate", "SearchResult", "evolve", "random_search"),
+    "spos.modules": ("fuse", "unfuse"),
+    "spos.retraining": ("RetrainResult", "retrain"),
+    "spos.run_directory": ("RunDirectory",),
+    "spos.space": ("Arch", "Decision", "SearchSpace"),
+    "spos.supernet": ("ChoiceBlock", "Supernet"),
+    "spos.training": ("DivergenceError", "TrainResult", "load_weights", "train_supernet"),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = ["data", "spaces", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
+    if name.startswith("_") or find_spec(f"spos.{name}") is None:
+        raise AttributeError(f"module 'spos' has no attribute {name!r}")
+    return import_module(f"spos.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
