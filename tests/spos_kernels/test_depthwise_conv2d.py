@@ -115,7 +115,7 @@ def test_every_layout_is_accepted(layout: str) -> None:
         "expanded": lambda: wide[:1, :20].expand(3, 20, 12, 12),
         "every other column": lambda: wide.contiguous(memory_format=torch.channels_last)[:, :20, :, ::2],
     }[layout]().requires_grad_()
-    weight = torch.randn(20, 1, 5, 5, requires_grad=True)
+    weight = torch.randn(20, 1, 5, 5).transpose(2, 3).requires_grad_()
     y, expected = sk.depthwise_conv2d(x, weight), sk.depthwise_conv2d_reference(x, weight)
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
