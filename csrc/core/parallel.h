@@ -1,7 +1,7 @@
 // parallel_for over OpenMP: a list of tasks cut into one contiguous range per thread.
 //
-// The ranges depend on the thread count, so a caller whose result must not depend on it writes disjoint outputs from its
-// tasks, or one partial sum per task that it combines in task order afterwards.
+// The ranges depend on the thread count, so a caller whose result must not depend on it writes disjoint outputs from
+// its tasks, or one partial sum per task that it combines in task order afterwards.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,8 @@ template <typename Body>
 void parallel_for(int64_t tasks, int threads, const Body& body) {
     parallel_ranges(
         tasks, threads,
-        [](const void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); }, &body);
+        [](const void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); },
+        &body);
 }
 
 }  // namespace spos

@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t widest_lanes = 16;
 
 // The widest body that `isa` has and that is not wider than the tensor. Blocks of channels are whole vectors: the last
-// one is moved back to end with the channels and repeats some of them, which needs no masks and touches nothing outside.
+// one is moved back to end with the channels and repeats some of them, which needs no masks and touches nothing
+// outside.
 template <typename T>
 DepthwiseBody<T> choose_body([[maybe_unused]] Isa isa, int64_t channels) {
 #if defined(__x86_64__)
@@ -41,6 +42,31 @@ void pack_weight(const T* weight, int64_t channels, int taps, int lanes, bool fl
     }
 }
 
+// Sums the parts in their order and turns [block][tap][lane] into [channel][tap]. Channels that a block repeats are
+// left to the block before it.
+template <typename T>
+void combine_partials(const T* partial, int64_t parts, int64_t channels, int taps, int lanes, T* dweight, int threads) {
+    const int64_t blocks = block_count(channels, lanes);
+    constexpr int64_t worth_a_team = 32768;  // additions
+    const int team = parts * channels * taps >= worth_a_team ? threads : 1;
+    parallel_for(blocks, team, [=](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) {
+            const int64_t channel = block_channel(block, channels, lanes);
+            for (int tap = 0; tap < taps; ++tap) {
+                const T* from = partial + (block * taps + tap) * lanes;
+                T sum[widest_lanes];
+                std::copy(from, from + lanes, sum);
+                for (int64_t part = 1; part < parts; ++part) {
+                    from += blocks * taps * lanes;
+                    for (int lane = 0; lane < lanes; ++lane) sum[lane] += from[lane];
+                }
+                for (int64_t lane = block * lanes - channel; lane < lanes; ++lane)
+                    dweight[(channel + lane) * taps + tap] = sum[lane];
+            }
+        }
+    });
+}
+
 template <typename T>
 Plane<T> input_plane(const DepthwiseConv2d& shape, T* data) {
     return {data, shape.x_n, shape.x_h, shape.x_w, shape.in_height, shape.in_width};
@@ -51,14 +77,27 @@ Plane<T> output_plane(const DepthwiseConv2d& shape, T* data) {
     return {data, shape.y_n, shape.y_h, shape.y_w, shape.out_height, shape.out_width};
 }
 
-int64_t wgrad_parts(const DepthwiseConv2d&) { return 16; }
+// How wgrad is cut into tasks: by the shape alone, since the cut decides the order of the additions.
+struct WgradCut {
+    int64_t parts, groups;
+};
+
+// Eight tasks feed eight threads and leave little to combine. Whole pixels are the better memory pattern; but where x
+// and dy stay in cache and channels are many, zeroing and combining eight sets of sums would cost more than the
+// pattern.
+WgradCut wgrad_cut(const DepthwiseConv2d& shape, size_t element_size) {
+    constexpr int64_t in_cache = 4 << 20, many_channels = 128;
+    const int64_t pixels = shape.batch * (shape.in_height * shape.in_width + shape.out_height * shape.out_width);
+    const int64_t bytes = pixels * shape.channels * static_cast<int64_t>(element_size);
+    return bytes <= in_cache && shape.channels >= many_channels ? WgradCut{4, 2} : WgradCut{8, 1};
+}
 
 }  // namespace
 
 size_t depthwise_conv2d_workspace(const DepthwiseConv2d& shape, Pass pass, size_t element_size) {
     const size_t taps = static_cast<size_t>(shape.kernel) * shape.kernel;
     const size_t weights = taps * static_cast<size_t>(shape.channels + widest_lanes - 1) * element_size;
-    return pass == Pass::wgrad ? weights * static_cast<size_t>(wgrad_parts(shape)) : weights;
+    return pass == Pass::wgrad ? weights * static_cast<size_t>(wgrad_cut(shape, element_size).parts) : weights;
 }
 
 template <typename T>
@@ -89,21 +128,12 @@ void depthwise_conv2d_wgrad(Isa isa, const DepthwiseConv2d& shape, const T* x, c
                             int threads) {
     const DepthwiseBody<T> body = choose_body<T>(isa, shape.channels);
     const int lanes = body.lanes, taps = shape.kernel * shape.kernel;
-    const int64_t blocks = block_count(shape.channels, lanes), parts = wgrad_parts(shape);
+    const WgradCut cut = wgrad_cut(shape, sizeof(T));
     T* const partial = static_cast<T*>(workspace);
     body.wgrad({input_plane(shape, x), output_plane(shape, dy), partial, shape.batch, shape.channels, shape.kernel,
-                shape.stride, shape.padding, parts, blocks},
+                shape.stride, shape.padding, cut.parts, cut.groups},
                threads);
-    for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t channel = block_channel(block, shape.channels, lanes);
-        for (int lane = static_cast<int>(block * lanes - channel); lane < lanes; ++lane)
-            for (int tap = 0; tap < taps; ++tap) {
-                T sum = 0;
-                for (int64_t part = 0; part < parts; ++part)
-                    sum += partial[((part * blocks + block) * taps + tap) * lanes + lane];
-                dweight[(channel + lane) * taps + tap] = sum;
-            }
-    }
+    combine_partials(partial, cut.parts, shape.channels, taps, lanes, dweight, threads);
 }
 
 template void depthwise_conv2d_forward(Isa, const DepthwiseConv2d&, const float*, const float*, float*, void*, int);

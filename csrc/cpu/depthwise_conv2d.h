@@ -23,7 +23,8 @@ struct DepthwiseConv2d {
     int64_t y_n, y_h, y_w;  // element strides of y and dy
 };
 
-// Bytes of scratch that `pass` needs, whatever the instruction set and the thread count. 64-byte aligned, uninitialised.
+// Bytes of scratch that `pass` needs, whatever the instruction set and the thread count. 64-byte aligned,
+// uninitialised.
 size_t depthwise_conv2d_workspace(const DepthwiseConv2d& shape, Pass pass, size_t element_size);
 
 // Outputs are overwritten in full and never read; nothing outside the views is touched. No output may overlap an input.

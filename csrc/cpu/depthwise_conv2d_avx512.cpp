@@ -1,12 +1,7 @@
 // The avx512 body of depthwise_conv2d.h.
 #if defined(__x86_64__)
 
-#include "core/parallel.h"
 #include "core/simd_avx512.h"
-#include "core/unroll.h"
-#include "cpu/depthwise_conv2d_body.h"
-
-#include "cpu/depthwise_conv2d_rows.inl"
 #include "cpu/depthwise_conv2d_wgrad.inl"
 
 namespace spos {

@@ -40,8 +40,8 @@ struct WgradPass {
     T* partial;
     int64_t batch, channels;
     int kernel, stride, padding;
-    int64_t parts;        // the rows of dy, all images', are cut into this many ranges
-    int64_t blocks_task;  // channel blocks that one task walks together
+    int64_t parts;   // the rows of dy, counted through all images, are cut into this many ranges
+    int64_t groups;  // the channel blocks, into this many; a task is one part of one group
 };
 
 template <typename T>

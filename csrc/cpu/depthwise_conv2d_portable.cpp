@@ -1,10 +1,5 @@
 // The portable bodies of depthwise_conv2d.h: 16-byte vectors, and single elements for tensors narrower than those.
-#include "core/parallel.h"
 #include "core/simd_portable.h"
-#include "core/unroll.h"
-#include "cpu/depthwise_conv2d_body.h"
-
-#include "cpu/depthwise_conv2d_rows.inl"
 #include "cpu/depthwise_conv2d_wgrad.inl"
 
 namespace spos {

@@ -1,4 +1,28 @@
-// Forward and dgrad, one body for each vector type V; included in the per-instruction-set files.
+// Depthwise convolution, forward and dgrad: one body for every vector type V, included by the per-instruction-set
+// files.
+//
+// Shapes    source [N, H, W, C] -> destination [N, H', W', C], C unit stride; weight packed [block][kh][kw][lane].
+// Work      k*k multiply-adds an output (fewer at the border); each tensor crosses memory once: 4 * (N*H*W*C +
+// N*H'*W'*C)
+//           bytes in fp32. k = 3 is bound by memory on anything that leaves L2, k = 7 by the multiply-add units.
+// Method    Direct convolution with a register tile, as in the depthwise kernels of oneDNN and in Zhang, Franchetti and
+//           Low, "High Performance Zero-Memory Overhead Direct Convolutions" (2018). dgrad at stride 1 is the forward
+//           pass of dy with the taps turned round. dgrad at stride 2 keeps the same loop: a source column then reaches
+//           every second destination column, and only tap rows of the row's parity meet it, so nothing is multiplied
+//           by the zeros of an upsampled dy.
+// Tile      One row x up to 16 columns x one vector. For one tap row, K weights stay in registers and every source
+//           vector is loaded once and meets up to K taps: (Width + 2K - 1) loads for Width * K multiply-adds, far from
+//           the load ports' limit; 16 sums + 7 weights + 1 source fit AVX-512's 32 registers, 8 + 7 + 1 AVX2's 16. At
+//           least 8 sums are needed to hide 4 cycles of latency on 2 units; narrower maps rely on out-of-order overlap
+//           of their independent tiles. Rows are not tiled: a tap row outside the source is simply not visited, and
+//           eight rows of one vector of channels, walked together, find the rows they share in L1 or L2.
+// Border    Columns outside the source are skipped by a test per source column, only in tiles that touch the border.
+#pragma once
+
+#include "core/parallel.h"
+#include "core/unroll.h"
+#include "cpu/depthwise_conv2d_body.h"
+
 namespace spos {
 namespace {
 
@@ -48,33 +72,33 @@ struct TapRows {
 template <class V, int K, Reach R>
 TapRows<typename V::Scalar> tap_rows(const RowsPass<typename V::Scalar>& pass, const typename V::Scalar* image,
                                      const typename V::Scalar* weight, int64_t row) {
-    const int64_t height = pass.source.height, weight_row = K * V::lanes;
-    int64_t first, end, source_row, direction = 1, stride = 1;  // taps first, first + stride, ... < end
+    const int64_t height = pass.source.height, source_h = pass.source.h, weight_row = K * V::lanes;
     if (R == Reach::up) {
-        const int64_t shifted = row + pass.padding, odd = shifted & 1, half = shifted >> 1;  // source row = half - i
-        const int64_t taps = (K - odd + 1) / 2;
-        const int64_t low = larger(0, half - height + 1), high = smaller(taps, half + 1);
-        first = odd + 2 * low, end = odd + 2 * high, source_row = half - low, direction = -1, stride = 2;
-    } else {
-        const int64_t top = (R == Reach::down ? 2 * row : row) - pass.padding;
-        first = larger(0, -top), end = smaller(K, height - top), source_row = top + first;
+        // Source row half - i meets tap row odd + 2 * i.
+        const int64_t shifted = row + pass.padding, odd = shifted & 1, half = shifted / 2;
+        const int64_t first = larger(0, half - height + 1), end = smaller((K - odd + 1) / 2, half + 1);
+        if (first >= end) return {0, image, 0, weight, 0};
+        return {end - first, image + (half - first) * source_h, -source_h, weight + (odd + 2 * first) * weight_row,
+                2 * weight_row};
     }
-    return {larger(0, (end - first) / stride), image + source_row * pass.source.h, direction * pass.source.h,
-            weight + first * weight_row, stride * weight_row};
+    const int64_t top = (R == Reach::down ? 2 * row : row) - pass.padding;
+    const int64_t first = larger(0, -top), end = smaller(K, height - top);
+    if (first >= end) return {0, image, 0, weight, 0};
+    return {end - first, image + (top + first) * source_h, source_h, weight + first * weight_row, weight_row};
 }
 
-// One tile: Width destination columns of one row, one vector of channels. Each source vector is loaded once for a tap
-// row and meets up to K taps, whose weights are registers.
+// One tile of the destination. Odd: see reached_column. Edge: the window may leave the source, and only `columns` of
+// the tile's columns exist.
 template <class V, int K, Reach R, int Width, int Odd, bool Edge>
-SPOS_INLINE void rows_tile(const TapRows<typename V::Scalar>& taps, int64_t window, int64_t source_w, int64_t source_width,
-                           typename V::Scalar* destination, int64_t destination_w, int64_t columns) {
-    using T = typename V::Scalar;
+SPOS_INLINE void rows_tile(const TapRows<typename V::Scalar>& taps, int64_t window, int64_t source_w,
+                           int64_t source_width, typename V::Scalar* destination, int64_t destination_w,
+                           int64_t columns) {
     constexpr int window_size = window_columns<K, R, Width>(Odd);
     typename V::Value sum[Width];
     SPOS_UNROLL
     for (int t = 0; t < Width; ++t) sum[t] = V::zero();
-    const T* source = taps.source + window * source_w;
-    const T* weight = taps.weight;
+    const typename V::Scalar* source = taps.source + window * source_w;
+    const typename V::Scalar* weight = taps.weight;
     for (int64_t i = 0; i < taps.count; ++i) {
         typename V::Value w[K];
         SPOS_UNROLL
@@ -97,14 +121,15 @@ SPOS_INLINE void rows_tile(const TapRows<typename V::Scalar>& taps, int64_t wind
         if (!Edge || t < columns) V::store(destination + t * destination_w, sum[t]);
 }
 
-// The rows [begin, end) of all images' rows, one vector of channels from `channel` on.
+// The destination rows [begin, end), counted through all images, of one vector of channels from `channel` on.
 template <class V, int K, Reach R, int Width>
-void rows_block(const RowsPass<typename V::Scalar>& pass, int64_t channel, const typename V::Scalar* weight, int64_t begin,
-                int64_t end) {
+void rows_block(const RowsPass<typename V::Scalar>& pass, int64_t channel, const typename V::Scalar* weight,
+                int64_t begin, int64_t end) {
     using T = typename V::Scalar;
     const Plane<const T> source = pass.source;
     const Plane<T> destination = pass.destination;
     const int64_t columns = smaller(Width, destination.width);
+    constexpr int can_be_odd = R == Reach::up;
     for (int64_t flat = begin; flat < end; ++flat) {
         const int64_t n = flat / destination.height, row = flat % destination.height;
         const TapRows<T> taps = tap_rows<V, K, R>(pass, source.data + n * source.n + channel, weight, row);
@@ -114,12 +139,15 @@ void rows_block(const RowsPass<typename V::Scalar>& pass, int64_t channel, const
             const int64_t column = smaller(next, destination.width - columns);
             const int64_t window = window_start<K, R>(column, pass.padding);
             T* const tile = to + column * destination.w;
-            const bool odd = R == Reach::up && ((column + pass.padding) & 1);
-            const bool inside = window >= 0 && window + window_columns<K, R, Width>(0) <= source.width && columns == Width;
+            const bool odd = can_be_odd && ((column + pass.padding) & 1);
+            const bool inside =
+                window >= 0 && window + window_columns<K, R, Width>(0) <= source.width && columns == Width;
             if (odd && inside)
-                rows_tile<V, K, R, Width, R == Reach::up, false>(taps, window, source.w, source.width, tile, destination.w, columns);
+                rows_tile<V, K, R, Width, can_be_odd, false>(taps, window, source.w, source.width, tile, destination.w,
+                                                             columns);
             else if (odd)
-                rows_tile<V, K, R, Width, R == Reach::up, true>(taps, window, source.w, source.width, tile, destination.w, columns);
+                rows_tile<V, K, R, Width, can_be_odd, true>(taps, window, source.w, source.width, tile, destination.w,
+                                                            columns);
             else if (inside)
                 rows_tile<V, K, R, Width, 0, false>(taps, window, source.w, source.width, tile, destination.w, columns);
             else
@@ -146,9 +174,9 @@ RowsBlock<V> choose_rows_block(int64_t width) {
         consider(16, rows_block<V, K, R, 16>);
         consider(14, rows_block<V, K, R, 14>);
     }
-    consider(8, rows_block<V, K, R, 8>);
+    if constexpr (V::lanes > 1) consider(8, rows_block<V, K, R, 8>);
     consider(4, rows_block<V, K, R, 4>);
-    consider(2, rows_block<V, K, R, 2>);
+    if constexpr (V::lanes > 1) consider(2, rows_block<V, K, R, 2>);
     return best;
 }
 
