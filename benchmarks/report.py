@@ -49,7 +49,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
 
     def print(self, console: Console) -> None:
-        console.print(" · ".join(f"{name} {value}" for name, value in environment().items()))
+        console.print(" · ".join(f"{name} {value}" for name, value in environment().items()), soft_wrap=True)
         for suite in dict.fromkeys(row.suite for row in self.rows):
             rows = [row for row in self.rows if row.suite == suite]
             console.print(_table(suite, rows))
@@ -76,7 +76,9 @@ class Report:
 def environment() -> dict[str, str]:
     """Return what the figures depend on: processor, threads, versions, instruction set, ceilings, commit.
 
-    A load above the threads in use means that other programs took part of the machine.
+    Where malloc gives freed memory back to the system, page faults decide which of two candidates looks faster on
+    maps of some MB (the Makefile tells glibc to keep it). A load above the threads in use means that other programs
+    took part of the machine.
     """
     threads = torch.get_num_threads()
     return {
@@ -86,6 +88,7 @@ def environment() -> dict[str, str]:
         "isa": sk.isa(),
         "FMA ceiling": f"{fma_rate(threads) / 1e9:.0f} GFLOP/s",
         "FMA with a load each": f"{load_rate(threads) / 1e9:.0f} GFLOP/s",
+        "malloc": "keeps freed memory" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "default",
         "load": f"{os.getloadavg()[0]:.1f}",
         "commit": _commit(),
     }

@@ -11,7 +11,6 @@ import sys
 import sysconfig
 
 MINIMUM_PYTHON = (3, 11)
-VENV_BYTES = 3 * 10**9  # torch's CPU build and everything beside it take 1.6 GB; pip unpacks wheels next to it
 
 
 def python_version(version=None):
@@ -58,7 +57,7 @@ def python_headers(include=None):
     ).format(header, *sys.version_info[:2])
 
 
-def disk_space(folder=".", needed=VENV_BYTES):
+def disk_space(folder, needed):
     """Return a complaint when `folder` has less than `needed` bytes free, else None."""
     free = shutil.disk_usage(folder).free
     if free >= needed:
@@ -69,12 +68,15 @@ def disk_space(folder=".", needed=VENV_BYTES):
     )
 
 
-def main(folder):
-    complaints = [c for c in (python_version(), venv_module(), compiler(), python_headers(), disk_space(folder)) if c]
+def main(folder, gigabytes):
+    space = disk_space(folder, float(gigabytes) * 1e9)
+    complaints = [c for c in (python_version(), venv_module(), compiler(), python_headers(), space) if c]
     for complaint in complaints:
         print("error: " + complaint, file=sys.stderr)
     return 1 if complaints else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "."))
+    if len(sys.argv) != 3:
+        sys.exit("usage: preflight.py FOLDER GIGABYTES   (the environment's folder, and what it needs there)")
+    sys.exit(main(sys.argv[1], sys.argv[2]))
