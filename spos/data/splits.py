@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import floor
-
 import numpy as np
 import numpy.typing as npt
 
@@ -75,7 +73,7 @@ def _even_quotas(counts: Indices, size: int, favoured: Indices) -> Indices:
 def _proportional_quotas(counts: Indices, fraction: float) -> Indices:
     """Largest-remainder apportionment, so that the quotas add up to round(N * fraction)."""
     exact = counts * fraction
-    quotas = np.array([floor(share + 1e-9) for share in exact], dtype=np.int64)  # 100 * 0.29 is 28.999...
+    quotas = np.floor(exact).astype(np.int64)
     missing = round(int(counts.sum()) * fraction) - int(quotas.sum())
     largest_first = np.argsort(quotas - exact, kind="stable")
     quotas[largest_first[:missing]] += 1

@@ -71,6 +71,15 @@ def test_settings_have_draws_of_their_own():
     assert not np.array_equal(both, crop)
 
 
+def test_flips_do_not_go_with_places():
+    images = np.zeros((4000, 9, 9, 1), np.uint8)
+    images[:, 4, 4] = 255
+    _, rows, columns, _ = np.nonzero(run(images, crop_padding=2))
+    flipped = np.nonzero(run(images, crop_padding=2, flip=True))[2] != columns
+    for places in (rows[columns != 4], columns[columns != 4]):
+        assert abs(np.corrcoef(places, flipped[columns != 4])[0, 1]) < 0.07
+
+
 def test_nothing_switched_on_changes_nothing():
     assert np.array_equal(run(noise(4)), noise(4))
 

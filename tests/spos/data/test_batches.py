@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -63,6 +64,15 @@ def test_workers_change_nothing(workers):
     assert same(stream(**settings).iterate(2, 40), stream(workers=workers, **settings).iterate(2, 40))
 
 
+def test_every_step_has_augmentation_of_its_own():
+    image_set = ImageSet(torch.zeros(64, 9, 9, 1, dtype=torch.uint8), torch.arange(64) % 2, ("a", "b"))
+    image_set.images[:, 4, 4] = 255
+    config = DataConfig(image_size=9, crop_padding=2, flip=False)
+    batches = BatchStream(image_set, 16, 0, config=config, normalization=Normalization((0.0,), (1.0,)))
+    places = [tuple(map(tuple, torch.nonzero(batches.batch(step)[0])[:, 2:].tolist())) for step in range(12)]
+    assert len(set(places)) == 12
+
+
 def data_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("spos-data")]
 
@@ -85,19 +95,35 @@ def test_workers_end_with_the_last_batch_and_after_a_consumers_error():
     assert not data_threads()
 
 
-def test_prefetching_is_ahead_but_bounded(monkeypatch):
+def test_prefetching_is_bounded(monkeypatch):
     batches, made = stream(workers=2), []
-    original = batches.batch
-    monkeypatch.setattr(batches, "batch", recording(original, made))
+    monkeypatch.setattr(batches, "batch", recording(batches.batch, made))
     iterator = batches.iterate(0, 1000)
     next(iterator)
+    time.sleep(0.1)  # time enough to run far ahead
+    assert 2 <= len(made) <= 5
     iterator.close()
-    assert 1 <= len(made) <= 5
 
 
-def recording(make: Callable, made: list[int]) -> Callable:
+def test_leaving_early_drops_what_is_waiting(monkeypatch):
+    batches, made, gate = stream(workers=1), [], threading.Event()
+    monkeypatch.setattr(batches, "batch", recording(batches.batch, made, gate))
+    iterator = batches.iterate(0, 1000)
+    next(iterator)
+    timer = threading.Timer(0.3, gate.set)
+    timer.start()
+    iterator.close()
+    timer.join()
+    assert 2 not in made
+
+
+def recording(make: Callable, made: list[int], gate: threading.Event | None = None) -> Callable:
+    """A batch function that notes the steps it is asked for, and from the second on waits for `gate`."""
+
     def batch(step: int):
         made.append(step)
+        if gate is not None and step > 0:
+            gate.wait(10)
         return make(step)
 
     return batch

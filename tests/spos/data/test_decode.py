@@ -37,7 +37,7 @@ def test_modes_become_grey_or_rgb(encode, mode, color, format, expected):
     assert (pixels == expected).all()
 
 
-@pytest.mark.parametrize("transparent", [None, 0, bytes([0, 255])])
+@pytest.mark.parametrize("transparent", [None, 0, bytes([0, 128])])
 def test_palettes_become_rgb_without_a_warning(transparent):
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])

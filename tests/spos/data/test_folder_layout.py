@@ -37,6 +37,10 @@ def test_splits_and_wrapping_folders(folder, wrapper):
         assert entries == [(f"{wrapper}{split}/{cls}/{split}.png", label) for label, cls in enumerate(("a", "b"))]
 
 
+def test_classes_are_sorted_by_their_names_not_by_paths(folder):
+    assert layout_of(folder, "a-b/1.png", "a/1.png").classes == ("a", "a-b")  # "a-b/" comes before "a/"
+
+
 def test_a_training_split_alone_is_enough(folder):
     assert list(layout_of(folder, "train/a/1.png", "train/b/1.png").splits) == ["train"]
 
