@@ -15,7 +15,10 @@
 //           the load ports' limit; 16 sums + 7 weights + 1 source fit AVX-512's 32 registers, 8 + 7 + 1 AVX2's 16. At
 //           least 8 sums are needed to hide 4 cycles of latency on 2 units; narrower maps rely on out-of-order overlap
 //           of their independent tiles. Rows are not tiled: a tap row outside the source is simply not visited, and
-//           eight rows of one vector of channels, walked together, find the rows they share in L1 or L2.
+//           a few rows of one vector of channels, walked together, find the rows they share in L1 or L2.
+// Stores    One vector of channels of every pixel is a strided store stream that the hardware prefetcher does not
+// follow,
+//           and a store that misses holds its buffer entry: each tile asks for its lines of the next row.
 // Border    Columns outside the source are skipped by a test per source column, only in tiles that touch the border.
 #pragma once
 
@@ -26,7 +29,7 @@
 namespace spos {
 namespace {
 
-constexpr int64_t rows_per_block = 8;
+constexpr int64_t rows_per_block = 4;
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -134,6 +137,8 @@ void rows_block(const RowsPass<typename V::Scalar>& pass, int64_t channel, const
         const int64_t n = flat / destination.height, row = flat % destination.height;
         const TapRows<T> taps = tap_rows<V, K, R>(pass, source.data + n * source.n + channel, weight, row);
         T* const to = destination.data + n * destination.n + row * destination.h + channel;
+        const int64_t to_next_row = row + 1 < destination.height ? destination.h : destination.n - row * destination.h;
+        const int64_t ahead = flat + 1 < end ? to_next_row : 0;
         for (int64_t next = 0; next < destination.width; next += Width) {
             // The last tile is moved back to end with the row: it repeats columns, with the same bits.
             const int64_t column = smaller(next, destination.width - columns);
@@ -152,6 +157,7 @@ void rows_block(const RowsPass<typename V::Scalar>& pass, int64_t channel, const
                 rows_tile<V, K, R, Width, 0, false>(taps, window, source.w, source.width, tile, destination.w, columns);
             else
                 rows_tile<V, K, R, Width, 0, true>(taps, window, source.w, source.width, tile, destination.w, columns);
+            for (int64_t t = 0; t < columns; ++t) __builtin_prefetch(tile + ahead + t * destination.w, 1);
         }
     }
 }

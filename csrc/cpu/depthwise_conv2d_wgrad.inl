@@ -24,6 +24,7 @@ template <typename T>
 struct WgradRow {
     const T* x;
     const T* dy;
+    int64_t dy_ahead;  // to the next row, which is asked for in time: the hardware does not follow the strided reads
     int64_t first_tap, end_tap;
 };
 
@@ -69,6 +70,7 @@ SPOS_INLINE void wgrad_tiles(const WgradPass<typename V::Scalar>& pass, const Wg
             wgrad_tile<V, K, R, Width, false>(pass, row, column, window, partial);
         else
             wgrad_tile<V, K, R, Width, true>(pass, row, column, window, partial);
+        for (int64_t t = column; t < column + Width; ++t) __builtin_prefetch(row.dy + row.dy_ahead + t * pass.dy.w);
     }
 }
 
@@ -81,8 +83,8 @@ void wgrad_block(const WgradPass<typename V::Scalar>& pass, int64_t channel, int
         const int64_t top = (R == Reach::down ? 2 * h : h) - pass.padding;
         const int64_t first_tap = larger(0, -top), end_tap = smaller(K, pass.x.height - top);
         const WgradRow<typename V::Scalar> row{pass.x.data + n * pass.x.n + (top + first_tap) * pass.x.h + channel,
-                                               pass.dy.data + n * pass.dy.n + h * pass.dy.h + channel, first_tap,
-                                               end_tap};
+                                               pass.dy.data + n * pass.dy.n + h * pass.dy.h + channel,
+                                               flat + 1 < end ? pass.dy.h : 0, first_tap, end_tap};
         int64_t column = 0;
         wgrad_tiles<V, K, R, Width>(pass, row, column, partial);
         if constexpr (Width > 8) wgrad_tiles<V, K, R, 8>(pass, row, column, partial);
