@@ -19,25 +19,26 @@
 namespace spos {
 namespace {
 
-// The tap rows [first_tap, end_tap) of one dy row, and the x row that first_tap meets.
+// The tap rows [first_tap, end_tap) of one dy row, the x row that first_tap meets, and the channel blocks to do.
 template <typename T>
 struct WgradRow {
     const T* x;
     const T* dy;
     int64_t dy_ahead;  // to the next row, which is asked for in time: the hardware does not follow the strided reads
     int64_t first_tap, end_tap;
+    int64_t first_block, end_block;
 };
 
 template <class V, int K, Reach R, int Width, bool Edge>
 SPOS_INLINE void wgrad_tile(const WgradPass<typename V::Scalar>& pass, const WgradRow<typename V::Scalar>& row,
-                            int64_t column, int64_t window, typename V::Scalar* partial) {
+                            int64_t column, int64_t window, int64_t channel, typename V::Scalar* partial) {
     constexpr int window_size = window_columns<K, R, Width>(0);
     const int64_t x_w = pass.x.w, x_h = pass.x.h, dy_w = pass.dy.w, x_width = pass.x.width;
-    const typename V::Scalar* const dy = row.dy + column * dy_w;
+    const typename V::Scalar* const dy = row.dy + column * dy_w + channel;
     typename V::Value gradient[Width];
     SPOS_UNROLL
     for (int t = 0; t < Width; ++t) gradient[t] = V::load(dy + t * dy_w);
-    const typename V::Scalar* x = row.x + window * x_w;
+    const typename V::Scalar* x = row.x + window * x_w + channel;
     typename V::Scalar* accumulator = partial + row.first_tap * K * V::lanes;
     for (int64_t kh = row.first_tap; kh < row.end_tap; ++kh) {
         typename V::Value sum[K];
@@ -66,25 +67,33 @@ SPOS_INLINE void wgrad_tiles(const WgradPass<typename V::Scalar>& pass, const Wg
                              int64_t& column, typename V::Scalar* partial) {
     for (; column + Width <= pass.dy.width; column += Width) {
         const int64_t window = window_start<K, R>(column, pass.padding);
-        if (window >= 0 && window + window_columns<K, R, Width>(0) <= pass.x.width)
-            wgrad_tile<V, K, R, Width, false>(pass, row, column, window, partial);
-        else
-            wgrad_tile<V, K, R, Width, true>(pass, row, column, window, partial);
-        for (int64_t t = column; t < column + Width; ++t) __builtin_prefetch(row.dy + row.dy_ahead + t * pass.dy.w);
+        const bool inside = window >= 0 && window + window_columns<K, R, Width>(0) <= pass.x.width;
+        for (int64_t b = row.first_block; b < row.end_block; ++b) {
+            const int64_t channel = smaller(b * V::lanes, pass.channels - V::lanes);
+            typename V::Scalar* const sums = partial + b * K * K * V::lanes;
+            if (inside)
+                wgrad_tile<V, K, R, Width, false>(pass, row, column, window, channel, sums);
+            else
+                wgrad_tile<V, K, R, Width, true>(pass, row, column, window, channel, sums);
+            const typename V::Scalar* const next = row.dy + row.dy_ahead + channel;
+            for (int64_t t = column; t < column + Width; ++t) __builtin_prefetch(next + t * pass.dy.w);
+        }
     }
 }
 
-// The dy rows [begin, end), counted through all images, of one vector of channels from `channel` on.
 template <class V, int K, Reach R, int Width>
-void wgrad_block(const WgradPass<typename V::Scalar>& pass, int64_t channel, int64_t begin, int64_t end,
-                 typename V::Scalar* partial) {
-    for (int64_t flat = begin; flat < end; ++flat) {
+void wgrad_block(const WgradPass<typename V::Scalar>& pass, const RowsRange& range, typename V::Scalar* partial) {
+    for (int64_t flat = range.first_row; flat < range.end_row; ++flat) {
         const int64_t n = flat / pass.dy.height, h = flat % pass.dy.height;
         const int64_t top = (R == Reach::down ? 2 * h : h) - pass.padding;
         const int64_t first_tap = larger(0, -top), end_tap = smaller(K, pass.x.height - top);
-        const WgradRow<typename V::Scalar> row{pass.x.data + n * pass.x.n + (top + first_tap) * pass.x.h + channel,
-                                               pass.dy.data + n * pass.dy.n + h * pass.dy.h + channel,
-                                               flat + 1 < end ? pass.dy.h : 0, first_tap, end_tap};
+        const WgradRow<typename V::Scalar> row{pass.x.data + n * pass.x.n + (top + first_tap) * pass.x.h,
+                                               pass.dy.data + n * pass.dy.n + h * pass.dy.h,
+                                               h + 1 < pass.dy.height ? pass.dy.h : 0,
+                                               first_tap,
+                                               end_tap,
+                                               range.first_block,
+                                               range.end_block};
         int64_t column = 0;
         wgrad_tiles<V, K, R, Width>(pass, row, column, partial);
         if constexpr (Width > 8) wgrad_tiles<V, K, R, 8>(pass, row, column, partial);
@@ -95,7 +104,7 @@ void wgrad_block(const WgradPass<typename V::Scalar>& pass, int64_t channel, int
 }
 
 template <class V>
-using WgradBlock = void (*)(const WgradPass<typename V::Scalar>&, int64_t, int64_t, int64_t, typename V::Scalar*);
+using WgradBlock = void (*)(const WgradPass<typename V::Scalar>&, const RowsRange&, typename V::Scalar*);
 
 template <class V, int K, Reach R>
 WgradBlock<V> choose_wgrad_block([[maybe_unused]] int64_t width) {
@@ -131,10 +140,10 @@ void wgrad_pass(const WgradPass<typename V::Scalar>& pass, int threads) {
             const int64_t begin = rows * part / pass.parts, end = rows * (part + 1) / pass.parts;
             T* const partial = pass.partial + part * blocks * block_size;
             for (int64_t i = first * block_size; i < last * block_size; i += V::lanes) V::store(partial + i, V::zero());
-            for (int64_t row = begin; row < end; row += rows_per_block)
-                for (int64_t b = first; b < last; ++b)
-                    block(pass, smaller(b * V::lanes, pass.channels - V::lanes), row,
-                          smaller(row + rows_per_block, end), partial + b * block_size);
+            for (int64_t row = begin; row < end; row += rows_together)
+                for (int64_t b = first; b < last; b += blocks_together)
+                    block(pass, {row, smaller(row + rows_together, end), b, smaller(b + blocks_together, last)},
+                          partial);
         }
     });
 }
