@@ -164,4 +164,4 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, self, "seed", "an integer in [0, 2**63)")
-        _require(self.threads >= 0, self, "threads", "a non-negative integer")
+        _require(0 <= self.threads <= 1024, self, "threads", "an integer from 0 to 1024")

@@ -1,7 +1,8 @@
 """Counted costs of an architecture, and constraints on them.
 
 `spos.flops(net, arch)` and `spos.params(net, arch)` count one path; `spos.flops <= 330e6` is a constraint. FLOPs are
-multiply-accumulates of convolutions and linear layers for one image, as in arXiv 1904.00420 and most of the field;
+multiply-accumulates of convolutions, matrix products and attention for one image, as in arXiv 1904.00420 and most of
+the field (recurrent layers are not counted);
 parameters are trainable weights on the path.
 
 A supernet is measured once for each option, not once for each architecture: the costs of the options on a path, plus
@@ -13,9 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from spos.draws import generator
@@ -33,6 +37,8 @@ class Measurement:
 
     costs: dict[Place, int] = field(default_factory=lambda: {(): 0})
     shapes: dict[tuple[Place, int], list[Shapes]] = field(default_factory=dict)
+    owners: dict[int, Place] = field(default_factory=dict)  # where the weight with this id was counted
+    additive: bool = True
 
     def add(self, place: Place, cost: int) -> None:
         self.costs[place] = self.costs.get(place, 0) + cost
@@ -84,15 +90,15 @@ class Cost:
         """Return the table of a supernet, measured at first use and kept with it."""
         if not isinstance(net, Supernet):
             raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
-        cache: dict[tuple[str, object], CostTable] = net.__dict__.setdefault("_cost_tables", {})
-        key = (self.name, net.input_shape)
+        cache: dict[object, CostTable] = net.__dict__.setdefault("_cost_tables", {})
+        key = (self.name, net.input_shape, tuple(p.requires_grad for p in net.parameters()))
         if key not in cache:
             cache[key] = CostTable(net, self.measure)
         return cache[key]
 
 
 def _bound(name: str, bound: float) -> float:
-    if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not bound == bound:
+    if isinstance(bound, bool) or not isinstance(bound, Real) or not bound == bound:
         raise TypeError(f"{name} compared with {bound!r}: expected a number")
     return float(bound)
 
@@ -106,8 +112,12 @@ class CostTable:
         self._places: dict[Place, int] = {}
         self.additive = True
         shapes: dict[tuple[Place, int], list[Shapes]] = {}
+        owners: dict[int, Place] = {}
         for arch in _covering(net):
             found = measure(net, arch)
+            self.additive &= found.additive
+            for weight, owner in found.owners.items():
+                self.additive &= owners.setdefault(weight, owner) == owner
             for place, cost in found.costs.items():
                 self.additive &= self._places.setdefault(place, cost) == cost
             for block, calls in found.shapes.items():
@@ -187,12 +197,12 @@ def _measure_flops(net: Supernet, arch: Arch) -> Measurement:
 
         return hook
 
-    def leave(_: object, inputs: tuple[object, ...], output: object) -> None:
+    def leave(_: object, inputs: object, keywords: object, output: object) -> None:
         place, cost = tuple(stack), counter.get_total_flops() - started.pop()
         position, _option = stack.pop()
         found.add(place, cost // 2)  # a multiply-accumulate is two of the counter's operations
-        outputs = output if isinstance(output, tuple) else (output,)
-        shapes = tuple(tuple(t.shape) for t in (*inputs, *outputs) if isinstance(t, torch.Tensor))
+        leaves = tree_leaves((inputs, keywords, output))
+        shapes = tuple(tuple(t.shape) for t in leaves if isinstance(t, torch.Tensor))
         found.shapes.setdefault((place[:-1], position), []).append(shapes)
         if started:
             started[-1] += cost
@@ -202,7 +212,7 @@ def _measure_flops(net: Supernet, arch: Arch) -> Measurement:
         if isinstance(module, ChoiceBlock):
             position = module.position or 0
             handles.append(module.register_forward_pre_hook(enter((position, arch[position]))))
-            handles.append(module.register_forward_hook(leave))
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
     try:
         with net.path(arch):
             _run_once(net.module, net.input_shape, counter)
@@ -218,11 +228,14 @@ def _run_once(module: nn.Module, input_shape: Sequence[int], counter: FlopCounte
     weight = next(module.parameters(), torch.empty(0))
     image = torch.zeros(1, *input_shape, device=weight.device, dtype=weight.dtype)
     modes = [(m, m.training) for m in module.modules()]
+    fused_attention = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know fused attention
         module.eval()
-        with torch.no_grad(), use_backend("reference"), counter:
+        with torch.no_grad(), use_backend("reference"), sdpa_kernel(SDPBackend.MATH), counter:
             module(image)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused_attention)
         for layer, training in modes:
             layer.training = training
 
@@ -237,16 +250,19 @@ def count_flops(module: nn.Module, input_shape: Sequence[int]) -> int:
 def _measure_params(net: Supernet, arch: Arch) -> Measurement:
     """Count trainable weights on the path, each under the innermost branch that holds it."""
     found = Measurement()
-    seen: set[int] = set()
 
     def visit(module: nn.Module, place: Place) -> None:
         if isinstance(module, ChoiceBlock):
             position = module.position or 0
             visit(module.chosen(arch), (*place, (position, arch[position])))
             return
-        own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in seen]
-        seen.update(id(p) for p in own)
-        found.add(place, sum(p.numel() for p in own))
+        found.add(place, 0)  # a branch without weights is an option too
+        for weight in (p for p in module.parameters(recurse=False) if p.requires_grad):
+            if id(weight) not in found.owners:
+                found.owners[id(weight)] = place
+                found.add(place, weight.numel())
+            # A weight that several branches share costs once on a path, so their costs do not add up.
+            found.additive &= found.owners[id(weight)] == place
         for child in module.children():
             visit(child, place)
 
@@ -273,6 +289,8 @@ class Profile:
 
 def feasible(net: Supernet, constraints: Sequence[Constraint]) -> Callable[[Arch], bool]:
     """Return the test that an architecture meets every constraint. TypeError names an entry that is no constraint."""
+    if isinstance(constraints, Constraint):
+        raise TypeError(f"constraints = {constraints}: expected a list, [{constraints}]")
     for constraint in constraints:
         if not isinstance(constraint, Constraint):
             raise TypeError(f"constraints has {constraint!r}: expected entries such as spos.flops <= 330e6")

@@ -19,10 +19,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spos.space import Arch
 from spos.supernet import Supernet
 
+# What an image with NaN or infinite outputs adds to the loss, in nats: worse than any real one, and storable.
+NON_FINITE_LOSS = 1e6
+
 
 @dataclass(frozen=True)
 class Score:
-    """Top-1 `accuracy`, `top5` accuracy and mean cross-entropy `loss` (nats) over `images` images."""
+    """Top-1 `accuracy`, `top5` accuracy and mean cross-entropy `loss` (nats) over `images` images.
+
+    Images with outputs that are not finite count as wrong, at a loss of `NON_FINITE_LOSS`.
+    """
 
     accuracy: float
     top5: float
@@ -108,8 +114,10 @@ def classify(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Scor
             for x, y in batches:
                 logits = model(x.to(_device(model), non_blocking=True)).float()
                 y = y.to(logits.device)
-                loss += float(F.cross_entropy(logits.double(), y, reduction="sum"))
-                best = logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]
+                finite = logits.isfinite().all(1)
+                loss += float(F.cross_entropy(logits[finite].double(), y[finite], reduction="sum"))
+                loss += NON_FINITE_LOSS * int((~finite).sum())
+                best = (logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]) & finite[:, None]
                 correct += int(best[:, 0].sum())
                 top5 += int(best.sum())
                 images += len(y)
@@ -128,8 +136,8 @@ def _device(model: nn.Module) -> torch.device:
 
 @contextmanager
 def _borrowed(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Put back, on leaving, the batch-normalisation buffers of `modules` as they were."""
-    saved = [(b, b.clone()) for m in modules if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)]
+    """Put back, on leaving, the buffers of `modules`: running statistics, and whatever a user's layers keep."""
+    saved = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
     try:
         yield
     finally:

@@ -24,8 +24,24 @@ Run = RunDirectory | str | os.PathLike[str] | None
 
 def identity_of(config: Any, seed: int, data: Data, **parts: str) -> dict[str, str]:
     """Return the hashes of a configuration dataclass with the seed, of the data, and the further `parts` given."""
-    settings = json.dumps([dataclasses.asdict(config), seed], sort_keys=True)
-    return {"config": hashlib.sha256(settings.encode()).hexdigest(), "data": data.content_hash, **parts}
+    if not isinstance(data, Data):
+        raise TypeError(f"data is a {type(data).__name__}: expected a spos.Data, of spos.data.load or from_arrays")
+    augmentation = {k: v for k, v in dataclasses.asdict(data.config).items() if k not in ("source", "workers")}
+    return {
+        "config": _sha256([dataclasses.asdict(config), seed]),
+        "data": _sha256([data.content_hash, augmentation]),
+        **parts,
+    }
+
+
+def hash_network(module: nn.Module, *more: object) -> str:
+    """Return the SHA-256 of a network's layers and the shapes of its weights, not of their values, and of `more`."""
+    shapes = {name: list(value.shape) for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+    return _sha256([repr(module), shapes, *more])
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def hash_weights(module: nn.Module) -> str:
@@ -49,6 +65,8 @@ def opened(
     if run is None:
         yield None
     elif isinstance(run, RunDirectory):
+        if run.kind != kind:
+            raise RunDirectoryError(f"{run.path} holds a run of kind {run.kind!r}: expected {kind!r}")
         differing = sorted(k for k, v in identity.items() if run.identity.get(k, v) != v)
         if differing:
             raise RunDirectoryError(

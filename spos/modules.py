@@ -16,13 +16,12 @@ def initialize(module: nn.Module, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in module.modules():
-            reset = getattr(layer, "reset_parameters", None)
+            reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
             if callable(reset):
                 reset()
             elif custom is None and next(layer.parameters(recurse=False), None) is not None:
-                raise TypeError(
-                    f"{type(layer).__name__} has parameters but no reset_parameters(): cannot initialise it"
-                )
+                kind = type(layer).__name__
+                raise TypeError(f"{kind} has parameters but no reset_parameters(), and the network no init_weights()")
         if custom is not None:
             custom()
 
@@ -72,6 +71,8 @@ def _is_covered(layer: nn.Module) -> bool:
         and layer.dilation == (1, 1)
         and layer.padding_mode == "zeros"
         and layer.bias is None
+        and "weight" in layer._parameters  # not one that weight_norm or pruning computes
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from spos.config import RetrainConfig
 from spos.costs import count_flops
 from spos.data import Data
 from spos.evaluation import classify, recalibrate
-from spos.identity import Run, identity_of, opened
+from spos.identity import Run, hash_network, identity_of, opened
 from spos.modules import channels_last, fuse, unfuse
 from spos.progress import Progress
 from spos.training import fit, load_weights, save_weights
@@ -52,15 +51,15 @@ def retrain(
     `arch` in it where given. A finished run returns the recorded result and does not read the test set again.
     """
     config = config or RetrainConfig()
-    shapes = " ".join(f"{name}:{tuple(value.shape)}" for name, value in child.state_dict().items())
-    identity = identity_of(config, seed, data, architecture=hashlib.sha256(shapes.encode()).hexdigest())
+    architecture = hash_network(child, None if arch is None else list(arch))
+    identity = identity_of(config, seed, data, architecture=architecture)
     stream = data.training_batches(config.batch_size, seed, include_validation=config.use_validation)
     with (
         opened(run, kind="retrain", config=dataclasses.asdict(config), identity=identity) as directory,
         _on_kernels(child) as model,
     ):
         recorded = directory.read_json("result") if directory else None
-        if directory and recorded:
+        if directory and recorded is not None:
             load_weights(model, directory, "final")
             return RetrainResult(**{f.name: recorded[f.name] for f in dataclasses.fields(RetrainResult)})
         trained = fit(

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spos.modules import initialize, map_layers, unfuse
@@ -107,6 +107,9 @@ class Supernet(nn.Module):
         finally:
             _path.reset(token)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_cost_tables"}  # measured again at need
+
     def path_modules(self, arch: Sequence[int]) -> Iterator[nn.Module]:
         """Yield the modules that lie on the path, parents first, each once."""
         yield from _walk(self.module, self.space.arch(arch), set())
@@ -137,19 +140,21 @@ class Supernet(nn.Module):
         """
         if weights not in ("inherit", "fresh"):
             raise ValueError(f"weights = {weights!r}: expected 'inherit' or 'fresh'")
-        # Prefilling deepcopy's memo puts a copy of each chosen branch in its block's place and never visits the others;
-        # innermost blocks first, so that an outer branch finds its inner blocks already replaced.
-        memo: dict[int, Any] = {}
-        blocks = [m for m in self.path_modules(arch) if isinstance(m, ChoiceBlock)]
-        checked = self.space.arch(arch)
-        for block in reversed(blocks):
-            memo[id(block)] = copy.deepcopy(block.chosen(checked), memo)
-        child = unfuse(copy.deepcopy(self.module, memo))
+        reference = next(self.parameters(), None)
+        child = unfuse(_copy_path(self.module, self.space.arch(arch), {}))
         if affine:
-            child = map_layers(child, _with_affine)
+            child = map_layers(child, lambda layer: _with_affine(layer, reference))
         if weights == "fresh":
             initialize(child, seed)
         return child
+
+
+def _copy_path(module: nn.Module, arch: Arch, memo: dict[int, Any]) -> nn.Module:
+    """Copy a module along a path. `memo`, deepcopy's own, puts a copy of each chosen branch in its block's place."""
+    for block in _walk(module, arch, set()):
+        if isinstance(block, ChoiceBlock) and id(block) not in memo:
+            memo[id(block)] = _copy_path(block.chosen(arch), arch, memo)
+    return copy.deepcopy(module, memo)
 
 
 def _choice_blocks(module: nn.Module) -> dict[str, ChoiceBlock]:
@@ -167,7 +172,10 @@ def _read_space(module: nn.Module) -> SearchSpace:
             raise ValueError(f"blocks that share the decision {decision.name!r} differ in kind or labels")
     order = {name: position for position, name in enumerate(decisions)}
     for name, block in blocks.items():
-        block.position = order[block.decision or name]
+        position = order[block.decision or name]
+        if block.position not in (None, position):
+            raise ValueError(f"ChoiceBlock {name!r} has another place in another Supernet: wrap a copy")
+        block.position = position
     return SearchSpace(decisions.values())
 
 
@@ -181,22 +189,25 @@ def _walk(module: nn.Module, arch: Arch, seen: set[int]) -> Iterator[nn.Module]:
         yield from _walk(child, arch, seen)
 
 
-def _with_affine(layer: nn.Module) -> nn.Module:
+def _with_affine(layer: nn.Module, reference: Tensor | None) -> nn.Module:
     if not isinstance(layer, _BatchNorm) or layer.affine:
         return layer
     new = type(layer)(layer.num_features, layer.eps, layer.momentum, True, layer.track_running_stats)
     new.load_state_dict(layer.state_dict(), strict=False)
-    if layer.running_mean is not None:
-        new.to(layer.running_mean)
+    if reference is not None:
+        new.to(reference)
     return new.train(layer.training)
 
 
 def _strip_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    inner = f"{prefix}module."
-    for key in [k for k in state if k.startswith(inner)]:
-        state[prefix + key[len(inner) :]] = state.pop(key)
+    _rename(state, f"{prefix}module.", prefix)
 
 
 def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [k for k in state if k.startswith(prefix)]:
-        state[f"{prefix}module.{key[len(prefix) :]}"] = state.pop(key)
+    _rename(state, prefix, f"{prefix}module.")
+
+
+def _rename(state: dict[str, Any], old: str, new: str) -> None:
+    items = [(new + key[len(old) :] if key.startswith(old) else key, value) for key, value in state.items()]
+    state.clear()
+    state.update(items)

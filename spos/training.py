@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from spos.config import TrainConfig
 from spos.data import BatchStream, Data
 from spos.draws import generator, torch_seed
-from spos.identity import Run, identity_of, opened
+from spos.identity import Run, hash_network, identity_of, opened
 from spos.progress import Progress
 from spos.run_directory import RunDirectory
 from spos.space import Arch
@@ -66,12 +66,13 @@ def train_supernet(
     def path(step: int) -> Arch:
         return space.sample(generator(seed, "path", step))
 
-    identity = identity_of(config, seed, data, space=space.fingerprint())
+    stream = data.training_batches(config.batch_size, seed)
+    identity = identity_of(config, seed, data, space=space.fingerprint(), network=hash_network(net))
     with opened(run, kind="supernet", config=dataclasses.asdict(config), identity=identity) as directory:
         result = fit(
             net,
             lambda x, step: net(x, path(step)),
-            data.training_batches(config.batch_size, seed),
+            stream,
             config=config,
             seed=seed,
             name="supernet",
@@ -128,6 +129,7 @@ def fit(
                 if progress:
                     progress(name, state.step, total, {k: record[k] for k in ("loss", "accuracy", "lr")})
             if run and (state.step % config.checkpoint_every == 0 or state.step == total):
+                _require_finite(model, config, state)
                 run.save_checkpoint(name, _tensors(model, optimizer), state.to_json())
     optimizer.zero_grad(set_to_none=True)
     return TrainResult(state.step, state.loss, state.accuracy, state.seconds)
@@ -163,7 +165,7 @@ def load_weights(model: nn.Module, run: RunDirectory, name: str) -> int:
     found = run.load_checkpoint(name)
     if found is None:
         raise ValueError(f"{run.path} holds no checkpoint {name!r}: train first")
-    model.load_state_dict({k.removeprefix(_MODEL): v for k, v in found.tensors.items() if k.startswith(_MODEL)})
+    _load(model, found.tensors, run, name)
     return int(found.meta["step"])
 
 
@@ -174,6 +176,8 @@ def save_weights(model: nn.Module, run: RunDirectory, name: str, step: int) -> N
 
 def check_fit(net: Supernet, data: Data) -> None:
     """Raise ValueError if `data` has not the image shape that `net` was built for; a net that named none takes it."""
+    if not isinstance(data, Data):
+        raise TypeError(f"data is a {type(data).__name__}: expected a spos.Data, of spos.data.load or from_arrays")
     given = (data.in_channels, data.image_size, data.image_size)
     if net.input_shape is None:
         net.input_shape = given
@@ -222,9 +226,7 @@ def _close_window(
     state.loss = float(state.loss_sum) / state.batches
     state.accuracy = float(state.correct) / state.images
     if not math.isfinite(state.loss):
-        raise DivergenceError(
-            f"the training loss is {state.loss} at step {state.step}: lower lr = {config.lr} or set clip_norm"
-        )
+        raise DivergenceError(_diverged("loss is not finite", config, state))
     state.loss_sum, state.correct, state.images, state.batches = 0.0, 0.0, 0, 0
     return {
         "step": state.step,
@@ -236,6 +238,19 @@ def _close_window(
     }
 
 
+def _require_finite(model: nn.Module, config: TrainConfig, state: _State) -> None:
+    """A checkpoint of NaNs would be gone on from for ever."""
+    if not math.isfinite(float(state.loss_sum)):
+        raise DivergenceError(_diverged("loss is not finite", config, state))
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise DivergenceError(_diverged(f"weight {name} is not finite", config, state))
+
+
+def _diverged(what: str, config: TrainConfig, state: _State) -> str:
+    return f"the training diverged, {what} at step {state.step}: lower lr = {config.lr} or set clip_norm"
+
+
 def _tensors(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
     tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -243,6 +258,14 @@ def _tensors(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
         if momentum is not None:
             tensors[_MOMENTUM + name] = momentum
     return tensors
+
+
+def _load(model: nn.Module, tensors: Mapping[str, Tensor], run: RunDirectory, name: str) -> None:
+    try:
+        model.load_state_dict({k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"checkpoint {name!r} in {run.path} is not of this network: {reason[:400]}") from None
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.SGD, run: RunDirectory | None, name: str) -> _State:
@@ -253,7 +276,7 @@ def _restore(model: nn.Module, optimizer: torch.optim.SGD, run: RunDirectory | N
             run.keep("train", lambda record: False)
         return _State()
     state = _State(**found.meta)
-    model.load_state_dict({k.removeprefix(_MODEL): v for k, v in found.tensors.items() if k.startswith(_MODEL)})
+    _load(model, found.tensors, run, name)
     for parameter_name, parameter in model.named_parameters():
         momentum = found.tensors.get(_MOMENTUM + parameter_name)
         if momentum is not None:

@@ -50,13 +50,14 @@ class use_backend:
         if name not in NAMES:
             raise ValueError(f"name = {name!r}: accepted are {', '.join(map(repr, NAMES))}")
         self._name = name
+        self._previous: list[str] = []  # one object may be entered again inside of itself
 
     def __enter__(self) -> None:
-        self._previous = _current.backend
+        self._previous.append(_current.backend)
         _current.backend = self._name
 
     def __exit__(self, *exception: object) -> None:
-        _current.backend = self._previous
+        _current.backend = self._previous.pop()
 
 
 def backends() -> dict[str, BackendStatus]:

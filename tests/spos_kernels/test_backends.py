@@ -11,6 +11,7 @@ import torch
 
 import spos_kernels as sk
 from spos_kernels import _C
+from spos_kernels.backends import resolve_backend
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,3 +147,10 @@ def test_only_files_named_for_an_instruction_set_are_compiled_for_it() -> None:
                 assert ("-mavx512f" in line) == ("_avx512" in source)
                 assert ("-mavx2" in line) == ("_avx" in source)
                 assert "-march" not in line
+
+
+def test_one_use_backend_object_may_be_entered_twice() -> None:
+    reference = sk.use_backend("reference")
+    with reference, reference:
+        pass
+    assert resolve_backend(torch.zeros(1)) == "cpu"

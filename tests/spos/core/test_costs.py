@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -140,3 +143,68 @@ def test_profile_refuses_what_cannot_be_reached(net):
     assert found.ranges == {"flops": (low, high)} and found.feasible_fraction == pytest.approx(exact, abs=0.05)
     with pytest.raises(TypeError, match="constraints has 'flops'"):
         spos.profile(net, ["flops"])
+
+
+def test_weights_shared_by_branches_count_once_on_a_path():
+    conv = nn.Conv2d(1, 1, 3, padding=1)
+    for first, second in (({"a": conv, "skip": nn.Identity()}, {"a": conv, "skip": nn.Identity()}),
+                          ({"a": conv, "skip": nn.Identity()}, {"skip": nn.Identity(), "a": conv})):  # fmt: skip
+        net = spos.Supernet(nn.Sequential(spos.ChoiceBlock(first), spos.ChoiceBlock(second)), input_shape=(1, 4, 4))
+        for arch in net.space.enumerate():
+            assert spos.params(net, arch) == sum(p.numel() for p in net.path_parameters(arch))
+            assert spos.flops(net, arch) == spos.count_flops(net.extract(arch), (1, 4, 4))
+
+
+def test_attention_is_counted():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.inner(x, x, x, need_weights=False)[0]
+
+    net = spos.Supernet(spos.ChoiceBlock({"attend": Attention(), "skip": nn.Identity()}), input_shape=(5, 8))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    assert spos.flops(net, (0,)) == 5 * 8 * 8 * 4 + 2 * 5 * 5 * 8 and spos.flops(net, (1,)) == 0
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    child = net.extract((0,), weights="fresh", seed=1)
+    assert not torch.equal(child.inner.in_proj_weight, net.module.branch(0).inner.in_proj_weight)
+
+
+def test_shapes_inside_of_containers_are_seen():
+    class OnLists(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, xs):
+            return [self.layer(x) for x in xs]
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = spos.ChoiceBlock({"keep": OnLists(nn.Identity()), "halve": OnLists(nn.AvgPool2d(2))})
+            convs = {str(k): OnLists(nn.Conv2d(1, 1, k, padding=k // 2)) for k in (3, 5)}
+            self.conv = spos.ChoiceBlock(convs)
+
+        def forward(self, x):
+            return self.conv(self.pool([x]))[0]
+
+    net = spos.Supernet(Network(), input_shape=(1, 8, 8))
+    counts = {tuple(a): spos.flops(net, a) for a in net.space.enumerate()}
+    assert counts == {(0, 0): 9 * 64, (0, 1): 25 * 64, (1, 0): 9 * 16, (1, 1): 25 * 16}
+
+
+def test_tables_do_not_travel_with_a_net_and_follow_frozen_weights(net):
+    arch = (0, 0, 0)
+    trained = spos.params(net, arch)
+    assert spos.flops(net, arch) == spos.flops(pickle.loads(pickle.dumps(net)), arch)
+    frozen = [p.requires_grad_(False) for p in net.module.stem.parameters()]
+    assert spos.params(net, arch) == trained - sum(p.numel() for p in frozen)
+
+
+def test_constraints_come_as_a_list(net):
+    with pytest.raises(TypeError, match=r"expected a list, \[flops <= 10\]"):
+        spos.profile(net, spos.flops <= 10)
+    assert str(spos.flops <= np.int64(10)) == "flops <= 10"

@@ -127,3 +127,27 @@ def test_misuse_is_named(net, sets):
         spos.evaluate_population(net, [(0, 0, 0), (0,)], *sets)
     with pytest.raises(TypeError, match="net is a Sequential"):
         spos.evaluate_population(net.module, [(0, 0, 0)], *sets)
+
+
+def test_outputs_that_are_not_finite_are_wrong_and_rank_last(net, sets):
+    with torch.no_grad():
+        net.module.operator.branch(0)[0].weight.fill_(float("nan"))
+    bad, good = spos.evaluate_population(net, [(0, 0, 0), (2, 0, 0)], *sets)
+    assert (bad.accuracy, bad.top5, bad.loss) == (0.0, 0.0, 1e6) and good.accuracy > 0
+
+
+def test_buffers_of_any_layer_are_put_back(sets):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return x * self.calls
+
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3), spos.ChoiceBlock({"count": Counting()}), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    net = spos.Supernet(nn.Sequential(*layers))
+    first, second = spos.evaluate_population(net, [(0,), (0,)], *sets)
+    assert first == second and net.module[1].branch(0).calls == 0

@@ -148,7 +148,7 @@ def test_checkpoints_of_another_space_or_data_are_refused(tmp_path):
     trained(tmp_path / "run")
     other = make_module()
     other.activation = spos.ChoiceBlock({"relu": torch.nn.ReLU(), "silu": torch.nn.SiLU()}, kind="activation")
-    with pytest.raises(spos.run_directory.RunDirectoryError, match="another space"):
+    with pytest.raises(spos.run_directory.RunDirectoryError, match=r"another .*space"):
         spos.train_supernet(spos.Supernet(other), make_data(), config=TRAIN, run=tmp_path / "run")
     net = spos.Supernet(make_module())
     with pytest.raises(spos.run_directory.RunDirectoryError, match="another data"):
@@ -159,6 +159,6 @@ def test_checkpoints_of_another_space_or_data_are_refused(tmp_path):
     smaller = spos.Supernet(make_module(width=4))
     with (
         spos.RunDirectory.open(tmp_path / "other", read_only=True) as run,
-        pytest.raises((ValueError, RuntimeError), match=r"stem\.0\.weight"),
+        pytest.raises(ValueError, match=r"checkpoint 'supernet' in .*other is not of this network: .*stem\.0\.weight"),
     ):
         spos.load_weights(smaller, run, "supernet")

@@ -110,6 +110,22 @@ def test_child_is_plain_again_after_retraining(data):
     assert not any(isinstance(m, sk.DepthwiseConv2d) for m in child.modules())
 
 
+def test_another_architecture_of_the_same_weights_is_not_continued(net, data, tmp_path):
+    spos.retrain(net.extract((0, 0, 1), weights="fresh"), data, config=CONFIG, run=tmp_path)
+    with pytest.raises(ValueError, match="another architecture"):
+        spos.retrain(net.extract((0, 1, 1), weights="fresh"), data, config=CONFIG, run=tmp_path)
+
+
+def test_fuse_leaves_hooked_and_computed_weights_alone():
+    def conv():
+        return nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
+
+    hooked, normed = conv(), torch.nn.utils.weight_norm(conv())
+    hooked.register_forward_hook(lambda *_: None)
+    for layer in (hooked, normed):
+        assert spos.fuse(layer) is layer
+
+
 def test_another_architecture_is_not_continued(net, data, tmp_path):
     spos.retrain(child_of(net), data, config=CONFIG, run=tmp_path)
     with pytest.raises(ValueError, match="another architecture"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -200,3 +201,37 @@ def test_fresh_weights_need_an_initialisation():
 def test_misuse_is_named(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+def test_extract_replaces_a_block_that_is_met_again_inside_of_another():
+    shared = spos.ChoiceBlock({"id": nn.Identity(), "conv": nn.Conv2d(1, 1, 3, padding=1)})
+    outer = spos.ChoiceBlock({"deep": nn.Sequential(nn.Conv2d(1, 1, 1), shared), "skip": nn.Identity()})
+    for order in ((shared, outer), (outer, shared)):
+        net = spos.Supernet(copy.deepcopy(nn.Sequential(*order)))
+        for arch in net.space.enumerate():
+            child = net.extract(arch)
+            assert not any(isinstance(m, spos.ChoiceBlock) for m in child.modules())
+            assert torch.equal(child(X), net(X, arch))
+
+
+def test_a_block_has_one_place_in_one_supernet():
+    blocks = nn.Sequential(*(spos.ChoiceBlock({"a": nn.Identity(), "b": nn.ReLU()}) for _ in range(2)))
+    spos.Supernet(blocks)
+    spos.Supernet(blocks)  # the same places again
+    with pytest.raises(ValueError, match="has another place in another Supernet: wrap a copy"):
+        spos.Supernet(blocks[1])
+
+
+def test_keys_of_a_module_that_has_a_child_named_module():
+    inner = nn.Sequential(
+        OrderedDict(module=nn.Linear(2, 2), weight=spos.ChoiceBlock({"a": nn.Linear(2, 2), "b": nn.Identity()}))
+    )
+    net = spos.Supernet(inner)
+    assert list(net.state_dict()) == list(inner.state_dict())
+    net.load_state_dict(net.state_dict())
+
+
+def test_extracted_affine_parameters_have_the_nets_dtype():
+    norm = nn.BatchNorm1d(2, affine=False, track_running_stats=False)
+    net = spos.Supernet(nn.Sequential(nn.Linear(2, 2), norm, spos.ChoiceBlock({"a": nn.Identity()}))).double()
+    assert {p.dtype for p in net.extract(iter([0])).parameters()} == {torch.float64}

@@ -159,7 +159,7 @@ def test_epochs_give_the_number_of_steps(net, data):
 
 def test_divergence_is_an_error_and_the_last_good_checkpoint_stays(net, data, tmp_path):
     settings = config(steps=400, lr=1e12, log_every=1, checkpoint_every=1)
-    with pytest.raises(spos.DivergenceError, match=r"step \d+: lower lr = 1000000000000\.0 or set clip_norm"):
+    with pytest.raises(spos.DivergenceError, match=r"at step \d+: lower lr = 1000000000000\.0 or set clip_norm"):
         spos.train_supernet(net, data, config=settings, run=tmp_path)
     with spos.RunDirectory.open(tmp_path, read_only=True) as run:
         assert all(math.isfinite(r["loss"]) for r in run.records("train"))
@@ -173,6 +173,29 @@ def test_data_that_do_not_fit_are_refused(net, data):
     unknown = spos.Supernet(make_module())
     spos.train_supernet(unknown, data, config=config(steps=1))
     assert unknown.input_shape == (1, 8, 8)
+
+
+def test_nothing_that_is_not_finite_is_ever_saved(net, data, tmp_path):
+    settings = config(steps=400, lr=1e30, log_every=100, checkpoint_every=1)
+    with pytest.raises(spos.DivergenceError, match="is not finite at step"):
+        spos.train_supernet(net, data, config=settings, run=tmp_path)
+    with spos.RunDirectory.open(tmp_path, read_only=True) as run:
+        found = run.load_checkpoint("supernet")
+    assert found is None or all(v.isfinite().all() for v in found.tensors.values() if v.is_floating_point())
+
+
+def test_a_refused_start_leaves_no_run_behind(net, data, tmp_path):
+    with pytest.raises(ValueError, match="batch_size = 1000"):
+        spos.train_supernet(net, data, config=config(batch_size=1000), run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(TypeError, match="data is a list"):
+        spos.train_supernet(net, [], config=TRAIN)
+
+
+def test_other_augmentation_is_another_run(net, tmp_path):
+    spos.train_supernet(net, make_data(), config=TRAIN, run=tmp_path)
+    with pytest.raises(ValueError, match="another data"):
+        spos.train_supernet(net, make_data(crop_padding=2), config=TRAIN, run=tmp_path)
 
 
 @pytest.mark.parametrize(
