@@ -24,6 +24,7 @@ from spos.draws import generator
 from spos.evaluation import Score, evaluate_population
 from spos.identity import Run, hash_weights, identity_of, opened
 from spos.progress import Progress
+from spos.ranking import ranking_key
 from spos.space import Arch, SearchSpace
 from spos.supernet import Supernet
 from spos.training import check_fit
@@ -67,7 +68,7 @@ class SearchResult:
 
 def rank(history: Sequence[Candidate]) -> list[Candidate]:
     """Order by accuracy, then loss, then architecture, best first."""
-    return sorted(history, key=lambda c: (-c.accuracy, c.loss, c.arch))
+    return sorted(history, key=lambda candidate: ranking_key(vars(candidate)))
 
 
 def mutate(arch: Arch, space: SearchSpace, rng: np.random.Generator, probability: float) -> Arch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,10 @@ class Options:
 
     def apply(self, config: Config) -> Config:
         """`config` with the named options and then the `--set` ones in it."""
+        for section in ("train", "retrain"):
+            if self.named.get(f"{section}.epochs") is not None:  # asked for now, so steps set earlier give way
+                changed = dataclasses.replace(getattr(config, section), steps=None)
+                config = dataclasses.replace(config, **{section: changed})
         named = [f"{key}={_quoted(value)}" for key, value in self.named.items() if value is not None]
         return config_file.override(config, [*named, *self.sets])
 

@@ -28,7 +28,8 @@ def train(folder: RunFolder, config: Config, display: Display) -> None:
 
     data, net = _prepare(config, display)
     _begin(folder, SUPERNET, config, display)
-    folder.write_space(net, data)
+    if not folder.started(SUPERNET) or folder.space() is None:
+        folder.write_space(net, data)
     display.say(f"supernet: {net.name}, {len(net.space)} decisions, {_count(net.space.size())} architectures")
     result = spos.train_supernet(
         net,
@@ -113,7 +114,8 @@ def _retrain_one(
             f"{folder.directory(stage)} holds another architecture, {_listed(held)}: "
             f"expected {_listed(arch)}, or give another --label"
         )
-    folder.write_plan(stage, {"label": label, "origin": origin, "arch": list(arch), **costs})
+    if not folder.started(stage):
+        folder.write_plan(stage, {"label": label, "origin": origin, "arch": list(arch), **costs})
     _begin(folder, stage, config, display)
     display.say(f"{label}: architecture {_listed(arch)}, {_cost(**costs)}")
     result = spos.retrain(
@@ -156,8 +158,8 @@ def _prepare(config: Config, display: Display) -> tuple[spos.Data, spos.Supernet
 
 def _begin(folder: RunFolder, stage: str, config: Config, display: Display) -> None:
     """Keeps the settings, and says whether this starts something or goes on with it."""
-    folder.write_settings(stage, config)
     if not folder.started(stage):
+        folder.write_settings(stage, config)
         display.say(f"starting {folder.directory(stage)}")
         return
     with folder.open(stage) as run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spos.cli.display import duration
+from spos.ranking import ranking_key
 from spos.run_directory import RunDirectory, RunDirectoryError
 from spos.run_folder import SEARCH, SUPERNET, RunFolder
 
@@ -67,7 +68,7 @@ def _search_lines(run: RunDirectory) -> Iterator[str]:
         if not records:
             yield f"{name}: no candidate scored yet"
             continue
-        best = max(records, key=lambda record: record["accuracy"])
+        best = min(records, key=ranking_key)
         end = "finished" if run.read_json(result) else "not finished"
         yield (
             f"{name}: {len(records)} candidates, {end}; best {','.join(map(str, best['arch']))}, "

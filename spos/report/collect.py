@@ -8,6 +8,7 @@ from typing import Any
 
 from spos import config_file
 from spos.config import Config
+from spos.ranking import ranking_key
 from spos.run_directory import RunDirectory, RunDirectoryError
 from spos.run_folder import SEARCH, SUPERNET, RunFolder
 
@@ -51,7 +52,7 @@ class Searched:
     @property
     def best(self) -> Record | None:
         """The candidate of the highest accuracy, then the lowest loss."""
-        return min(self.candidates, key=lambda c: (-c["accuracy"], c["loss"], c["arch"]), default=None)
+        return min(self.candidates, key=ranking_key, default=None)
 
     @property
     def seconds(self) -> float:
