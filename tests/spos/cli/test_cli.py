@@ -100,6 +100,16 @@ def test_the_chain_and_that_repeating_it_changes_nothing(spos: Command, images: 
     assert results(tmp_path / "run") == found
 
 
+def test_epochs_asked_for_replace_steps_set_before(spos: Command, images: Path) -> None:
+    spos("train", "run", "--data", images, *TINY, *STEPS, "--epochs", 1)
+    kept = config_file.load("run/supernet.toml").train
+    assert (kept.steps, kept.epochs) == (4, 1)  # --set has the last word
+    spos("search", "run", *BUDGET)
+    spos("retrain", "run", "--epochs", 0.5)
+    kept = config_file.load("run/retrain-best.toml").retrain
+    assert (kept.steps, kept.epochs) == (None, 0.5)
+
+
 def test_settings_of_a_run_are_kept_and_are_a_config_file(spos: Command, images: Path) -> None:
     spos("train", "run", "--data", images, *TINY, *STEPS, "--set", "search.population=3", "--seed", 5)
     kept = config_file.load("run/supernet.toml")
@@ -211,6 +221,15 @@ class TestErrors:
         assert "retrain-given holds another architecture, 1,1,1,1,1,1,1,1: expected 0,0,0,0,0,0,0,0" in message
         assert spos("retrain", "run", "--arch", "0,0,0,0,0,0,0,0", "--label", "all-3").status == 0
         assert RunFolder("run").retrain_stages() == ["retrain-all-3", "retrain-given"]
+
+    def test_a_refused_command_leaves_the_settings_of_finished_stages(self, spos: Command, images: Path) -> None:
+        spos("train", "run", "--data", images, *TINY, *STEPS)
+        spos("search", "run", *BUDGET)
+        spos("retrain", "run", "--random-archs", 1)
+        before = {path: path.read_bytes() for path in Path("run").glob("*.*")}
+        refused = spos("retrain", "run", "--label", "again", "--random-archs", 1, "--set", "retrain.lr=0.7")
+        assert refused.status == 2 and "another config" in refused.err
+        assert {path: path.read_bytes() for path in before} == before
 
     def test_debug_shows_where(self, spos: Command) -> None:
         with pytest.raises(config_file.ConfigError):
