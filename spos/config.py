@@ -41,6 +41,7 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        _require(bool(self.source), self, "source", "'mnist-5k' or the path of images")
         _require(self.image_size >= 8, self, "image_size", "an integer of at least 8")
         _require(0 < self.validation_fraction < 1, self, "validation_fraction", "a fraction between 0 and 1, exclusive")
         _require(0 < self.test_fraction < 1, self, "test_fraction", "a fraction between 0 and 1, exclusive")

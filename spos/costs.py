@@ -275,7 +275,7 @@ params = Cost("params", _measure_params)
 
 
 class UnsatisfiableError(ValueError):
-    """No architecture of the space meets the constraints."""
+    """No architecture of the space meets the constraints, or none was found that does."""
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def _search(
         raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
     check_fit(net, data)
     constraints = [*constraints, *_bounds(config)]
-    profile(net, constraints, draws=0)
+    reachable = profile(net, constraints, draws=0).ranges
     allowed = feasible(net, constraints)
     limits = sorted(str(c) for c in constraints)
     identity = identity_of(
@@ -235,8 +235,10 @@ def _search(
             drawn = propose_generation(number, history, allowed)
             if not drawn and not history:
                 attempts = RANDOM_ATTEMPTS * config.population
+                reach = "; ".join(f"{cost} from {r[0]:,} to {r[1]:,}" for cost, r in reachable.items() if r)
                 raise UnsatisfiableError(
-                    f"{' and '.join(limits)}: none of {attempts:,} random architectures meets this"
+                    f"{' and '.join(limits)}: none of {attempts:,} random architectures meets this; "
+                    f"{net.name} reaches {reach}"
                 )
             history += [known[arch] for arch, _ in drawn if arch in known]
             new = [(arch, origin) for arch, origin in drawn if arch not in known]

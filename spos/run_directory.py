@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -242,6 +243,8 @@ class RunDirectory:
                 continue
             if first_error is not None and fallback == "error":
                 raise CheckpointError(f"{first_error}; an older good one is there, {path.name}")
+            if first_error is not None:
+                warnings.warn(f"{first_error}; going on from the one before, {path.name}", stacklevel=2)
             if self._lock is not None:
                 for file in bad:
                     os.replace(file, file.with_suffix(".damaged"))

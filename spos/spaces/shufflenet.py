@@ -7,6 +7,7 @@ A chain of choice blocks with four options each: ShuffleNet V2 blocks with a 3×
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,18 @@ class ShuffleNetOneShot(nn.Module):
                 nn.init.normal_(layer.weight, 0.0, 1.0 / layer.weight.shape[1])
 
 
+def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Read a torch checkpoint without running code from it. OSError if there is none, ValueError if it is no such."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no checkpoint that can be read with weights_only=True: {reason}") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}: expected a state dict")
+    return content
+
+
 class ShuffleNetSupernet(Supernet):
     """The supernet over `ShuffleNetOneShot`, channels last, with the released code's parameter names."""
 
@@ -139,10 +152,10 @@ class ShuffleNetSupernet(Supernet):
         with `weights_only=True`. Keys may carry DataParallel's "module." prefix. Raises ValueError, with nothing
         loaded, where a key is missing or unknown or a shape differs.
         """
-        content = checkpoint
-        if not isinstance(content, Mapping):
-            content = torch.load(content, map_location="cpu", weights_only=True)
-        state: Mapping[str, Any] = content.get("state_dict", content)
+        content = checkpoint if isinstance(checkpoint, Mapping) else _read(checkpoint)
+        state = content.get("state_dict", content)
+        if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+            raise ValueError("checkpoint holds no state dict: expected names and tensors, or these under 'state_dict'")
         state = {key.removeprefix("module."): value for key, value in state.items()}
         own = self.state_dict()
         problems = [f"missing {k}" for k in own if k not in state] + [f"unknown {k}" for k in state if k not in own]

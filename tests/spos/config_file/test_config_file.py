@@ -41,7 +41,7 @@ def test_every_setting_has_help_and_no_other() -> None:
 
 
 @given(
-    source=st.text(),
+    source=st.text(min_size=1),
     lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False),
     steps=st.none() | st.integers(1, 2**62),
     flip=st.booleans(),

@@ -115,7 +115,8 @@ def test_training_goes_on_from_the_last_good_checkpoint(tmp_path, uninterrupted)
     trained(tmp_path / "run")
     newest = max((tmp_path / "run").glob("supernet.*.safetensors"), key=lambda p: int(p.name.split(".")[1]))
     newest.write_bytes(newest.read_bytes()[:-100])
-    weights, records, _ = trained(tmp_path / "run")
+    with pytest.warns(UserWarning, match=rf"{newest.name}.*going on from the one before"):
+        weights, records, _ = trained(tmp_path / "run")
     assert weights == uninterrupted[0] and records == uninterrupted[1]
 
 

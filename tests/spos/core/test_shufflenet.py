@@ -125,6 +125,19 @@ def test_foreign_checkpoints_are_refused_whole(small, tmp_path):
     assert torch.equal(net.state_dict()["conv_last.0.weight"], good["conv_last.0.weight"])
 
 
+def test_what_is_no_checkpoint_is_a_value_error(tmp_path):
+    net = spos.spaces.get("shufflenet-oneshot-small", num_classes=2, image_size=16)
+    for content in ([1], {"state_dict": None}, {"weight": 3}):
+        torch.save(content, tmp_path / "odd.pth")
+        with pytest.raises(ValueError, match="state dict"):
+            net.load_official(tmp_path / "odd.pth")
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    with pytest.raises(ValueError, match=r"text\.pth is no checkpoint that can be read"):
+        net.load_official(tmp_path / "text.pth")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        net.load_official(tmp_path / "missing.pth")
+
+
 def test_pickled_code_is_not_run(tmp_path):
     class Harm:
         def __reduce__(self):
@@ -133,7 +146,7 @@ def test_pickled_code_is_not_run(tmp_path):
     path = tmp_path / "bad.pth"
     torch.save({"state_dict": Harm()}, path)
     net = spos.spaces.get("shufflenet-oneshot-small", num_classes=2, image_size=16)
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+    with pytest.raises(ValueError, match=r"weights_only=True"):
         net.load_official(path)
 
 
