@@ -42,7 +42,8 @@ def test_rate_and_remaining_time_of_a_resumed_stage_count_from_where_it_went_on(
     assert "in 25 s" in lines[-2]
 
 
-def test_a_terminal_gets_a_bar(clock: list[float]) -> None:
+def test_a_terminal_gets_a_bar(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # the test runner's may be "dumb"
     text = shown(range(1, 11), 10, clock, terminal=True)
     assert "\x1b[" in text
     assert "10/10" in text
