@@ -23,6 +23,40 @@ struct Vector128 {
     static void store(T* to, Value value) { std::memcpy(to, &value, sizeof value); }
     static Value add(Value a, Value b) { return a + b; }
     static Value multiply_add(Value a, Value b, Value c) { return a * b + c; }
+
+    static Value broadcast(const T* from) { return *from - Value{}; }
+    static Value subtract(Value a, Value b) { return a - b; }
+    // The first `count` lanes, 1 to `lanes` of them; the others are zero and their memory is not touched.
+    static Value load_first(const T* from, int count) {
+        Value value{};
+        std::memcpy(&value, from, sizeof(T) * static_cast<size_t>(count));
+        return value;
+    }
+    static void store_first(T* to, Value value, int count) {
+        std::memcpy(to, &value, sizeof(T) * static_cast<size_t>(count));
+    }
+    // max(value, 0), NaN stays NaN.
+    static Value relu(Value value) { return value < 0 ? Value{} : value; }
+    // value where condition > 0, else 0.
+    static Value where_positive(Value condition, Value value) { return condition > 0 ? value : Value{}; }
+    // a[0] a[2] .. b[0] b[2] .., and the odd ones.
+    static void deinterleave(Value a, Value b, Value& even, Value& odd) {
+        for (int i = 0; i < lanes / 2; ++i) {
+            even[i] = a[2 * i];
+            odd[i] = a[2 * i + 1];
+            even[lanes / 2 + i] = b[2 * i];
+            odd[lanes / 2 + i] = b[2 * i + 1];
+        }
+    }
+    // even[0] odd[0] even[1] .., and the rest.
+    static void interleave(Value even, Value odd, Value& low, Value& high) {
+        for (int i = 0; i < lanes / 2; ++i) {
+            low[2 * i] = even[i];
+            low[2 * i + 1] = odd[i];
+            high[2 * i] = even[lanes / 2 + i];
+            high[2 * i + 1] = odd[lanes / 2 + i];
+        }
+    }
 };
 
 template <typename T>
