@@ -221,26 +221,71 @@ int64_t packed_size(int64_t n, int64_t k) {
     return (n + V::lanes - 1) / V::lanes * V::lanes * k;
 }
 
+// rows[i][j] becomes rows[j][i], by log2(lanes) perfect shuffles.
+template <class V>
+SPOS_INLINE void transpose(typename V::Value (&rows)[V::lanes]) {
+    constexpr int half = V::lanes / 2;
+    SPOS_UNROLL
+    for (int step = 1; step < V::lanes; step *= 2) {
+        typename V::Value shuffled[V::lanes];
+        SPOS_UNROLL
+        for (int i = 0; i < half; ++i) V::interleave(rows[i], rows[i + half], shuffled[2 * i], shuffled[2 * i + 1]);
+        SPOS_UNROLL
+        for (int i = 0; i < V::lanes; ++i) rows[i] = shuffled[i];
+    }
+}
+
+// One vector of columns, `count` of which exist. A weight [n, k] (stride_k 1) is turned in squares of registers.
+template <class V>
+void pack_column(const PackB<typename V::Scalar>& call, int64_t column, int count, typename V::Scalar* to,
+                 int64_t width) {
+    using T = typename V::Scalar;
+    const T* const from = call.weight + column * call.stride_n;
+    const auto scale_k = [&call](int64_t k) { return call.scale_k ? call.scale_k[k] : T(1); };
+    int64_t k = 0;
+    if (call.stride_k == 1 && count == V::lanes) {
+        for (; k + V::lanes <= call.k; k += V::lanes) {
+            typename V::Value rows[V::lanes];
+            SPOS_UNROLL
+            for (int i = 0; i < V::lanes; ++i) rows[i] = V::load(from + i * call.stride_n + k);
+            transpose<V>(rows);
+            SPOS_UNROLL
+            for (int i = 0; i < V::lanes; ++i) {
+                const T scale = scale_k(k + i);
+                V::store(to + (k + i) * width, V::multiply_add(rows[i], V::broadcast(&scale), V::zero()));
+            }
+        }
+    }
+    for (; k < call.k; ++k) {
+        const T scale = scale_k(k);
+        for (int i = 0; i < V::lanes; ++i)
+            to[k * width + i] = i < count ? from[k * call.stride_k + i * call.stride_n] * scale : T(0);
+    }
+}
+
 template <class V>
 void pack(const PackB<typename V::Scalar>& call) {
-    using T = typename V::Scalar;
+    int64_t index = 0;
     for_panels<V>(call.n, [&](int64_t column, int vectors, int count) {
-        T* const panel = call.packed + column * call.k;
-        const int64_t width = vectors * V::lanes;
-        for (int64_t j = 0; j < width; ++j) {
-            const bool outside = j >= width - V::lanes + count;
-            const T* const from = call.weight + (column + j) * call.stride_n;
-            const T scale = !outside && call.scale_n ? call.scale_n[column + j] : T(1);
-            for (int64_t k = 0; k < call.k; ++k)
-                panel[k * width + j] =
-                    outside ? T(0) : from[k * call.stride_k] * scale * (call.scale_k ? call.scale_k[k] : T(1));
+        if (index >= call.first_panel && index < call.end_panel) {
+            const int64_t width = vectors * V::lanes;
+            for (int64_t j = 0; j < width; j += V::lanes)
+                pack_column<V>(call, column + j, count, call.packed + column * call.k + j, width);
         }
+        ++index;
     });
 }
 
 template <class V>
+int64_t panel_count(int64_t n) {
+    int64_t count = 0;
+    for_panels<V>(n, [&count](int64_t, int, int) { ++count; });
+    return count;
+}
+
+template <class V>
 GemmBody<typename V::Scalar> make_gemm_body() {
-    return {V::lanes, packed_size<V>, pack<V>, gemm<V>};
+    return {V::lanes, panel_count<V>, packed_size<V>, pack<V>, gemm<V>};
 }
 
 }  // namespace

@@ -35,20 +35,22 @@ struct Gemm {
     ColumnSums<T> sums = {};  // of the final C; null pointers for none
 };
 
-// B[k, n] = weight[k * stride_k + n * stride_n] * (scale_k ? scale_k[k] : 1) * (scale_n ? scale_n[n] : 1).
+// B[k, n] = weight[k * stride_k + n * stride_n] * (scale_k ? scale_k[k] : 1), for the panels of columns from
+// first_panel up to end_panel.
 template <typename T>
 struct PackB {
     int64_t n, k;
     const T* weight;
     int64_t stride_k, stride_n;
-    const T* scale_k = nullptr;
-    const T* scale_n = nullptr;
-    T* packed;  // packed_size(n, k) elements
+    const T* scale_k;
+    T* packed;  // packed_size(n, k) elements for all panels
+    int64_t first_panel = 0, end_panel = INT64_MAX;
 };
 
 template <typename T>
 struct GemmBody {
     int lanes;
+    int64_t (*panels)(int64_t n);
     int64_t (*packed_size)(int64_t n, int64_t k);
     void (*pack)(const PackB<T>&);
     void (*gemm)(const Gemm<T>&);  // on the calling thread
