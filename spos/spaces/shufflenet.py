@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,9 @@ SPECS = {
 }
 # Up to this size the stem keeps the resolution: halving 32 pixels six times would leave nothing for the last stage.
 SMALL_IMAGE = 64
+
+
+MakeBlock = Callable[[int, int, int, int], nn.Module]  # of number, inputs, outputs and stride
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -83,21 +86,35 @@ class ShuffleBlock(nn.Module):
         return torch.cat([passed.permute(0, 3, 1, 2), self.branch_main(main.permute(0, 3, 1, 2))], 1)
 
 
-class ShuffleNetOneShot(nn.Module):
-    """The network around the choice blocks: stem, blocks, last 1×1 convolution, global average pool, classifier."""
+def choice_block(number: int, inputs: int, outputs: int, stride: int) -> ChoiceBlock:
+    """Return the choice among the four operators, of which the number of the block makes no difference."""
+    return ChoiceBlock({c: ShuffleBlock(c, inputs, outputs, stride) for c in CHOICES})
 
-    def __init__(self, spec: Spec, num_classes: int, image_size: int, in_channels: int) -> None:
+
+class ShuffleNetOneShot(nn.Module):
+    """The network around the choice blocks: stem, blocks, last 1×1 convolution, global average pool, classifier.
+
+    `num_classes` is at least 2, `image_size` at least 8 pixels: ValueError otherwise.
+    """
+
+    def __init__(
+        self, spec: Spec, num_classes: int, image_size: int, in_channels: int, make_block: MakeBlock = choice_block
+    ) -> None:
         super().__init__()
+        for label, value, least in (("num_classes", num_classes, 2), ("image_size", image_size, 8)):
+            if value < least:
+                raise ValueError(f"{label} = {value!r}: expected an integer of at least {least}")
+        if in_channels < 1:
+            raise ValueError(f"in_channels = {in_channels!r}: expected a positive integer")
         stem_stride = 1 if image_size <= SMALL_IMAGE else 2
         self.first_conv = nn.Sequential(
             nn.Conv2d(in_channels, spec.stem, 3, stem_stride, 1, bias=False), _norm(spec.stem), nn.ReLU(inplace=True)
         )
-        blocks = []
+        blocks: list[nn.Module] = []
         width = spec.stem
         for channels, count in spec.stages:
             for index in range(count):
-                stride = 2 if index == 0 else 1
-                blocks.append(ChoiceBlock({c: ShuffleBlock(c, width, channels, stride) for c in CHOICES}))
+                blocks.append(make_block(len(blocks), width, channels, 2 if index == 0 else 1))
                 width = channels
         self.features = nn.Sequential(*blocks)
         self.conv_last = nn.Sequential(*_pointwise(width, spec.last))
@@ -135,11 +152,6 @@ class ShuffleNetSupernet(Supernet):
     """The supernet over `ShuffleNetOneShot`, channels last, with the released code's parameter names."""
 
     def __init__(self, name: str, num_classes: int, image_size: int, in_channels: int, seed: int) -> None:
-        for label, value, least in (("num_classes", num_classes, 2), ("image_size", image_size, 8)):
-            if value < least:
-                raise ValueError(f"{label} = {value!r}: expected an integer of at least {least}")
-        if in_channels < 1:
-            raise ValueError(f"in_channels = {in_channels!r}: expected a positive integer")
         network = ShuffleNetOneShot(SPECS[name], num_classes, image_size, in_channels)
         super().__init__(network, input_shape=(in_channels, image_size, image_size), name=name)
         initialize(network, seed)
