@@ -17,7 +17,7 @@ void parallel_ranges(int64_t tasks, int threads, RangeBody body, const void* con
     if (tasks <= 0) return;
     if (threads > tasks) threads = static_cast<int>(tasks);
     if (threads <= 1 || in_forked_child || omp_in_parallel()) {
-        body(context, 0, tasks);
+        body(context, 0, tasks, 0);
         return;
     }
 #pragma omp parallel num_threads(threads)
@@ -27,7 +27,7 @@ void parallel_ranges(int64_t tasks, int threads, RangeBody body, const void* con
         const int64_t thread = omp_get_thread_num();
         const int64_t begin = tasks * thread / team;
         const int64_t end = tasks * (thread + 1) / team;
-        if (begin < end) body(context, begin, end);
+        if (begin < end) body(context, begin, end, static_cast<int>(thread));
     }
 }
 

@@ -5,22 +5,29 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace spos {
 
-using RangeBody = void (*)(const void* context, int64_t begin, int64_t end);
+using RangeBody = void (*)(const void* context, int64_t begin, int64_t end, int slot);
 
-// Calls body(context, begin, end) for ranges that cover [0, tasks) once, on at most `threads` threads, and returns when
-// all are done. Serial inside another parallel region, and in a forked child: libgomp's threads do not survive fork(),
-// so a child that used them after its parent did would wait for ever. The body must not throw.
+// Calls body(context, begin, end, slot) for ranges that cover [0, tasks) once, on at most `threads` threads, and
+// returns when all are done. `slot` < threads is different for ranges that run at the same time: it numbers their
+// scratch memory. Serial inside another parallel region, and in a forked child: libgomp's threads do not survive
+// fork(), so a child that used them after its parent did would wait for ever. The body must not throw.
 void parallel_ranges(int64_t tasks, int threads, RangeBody body, const void* context);
 
-// The same for a callable body(begin, end).
+// The same for a callable body(begin, end) or body(begin, end, slot).
 template <typename Body>
 void parallel_for(int64_t tasks, int threads, const Body& body) {
     parallel_ranges(
         tasks, threads,
-        [](const void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); },
+        [](const void* context, int64_t begin, int64_t end, [[maybe_unused]] int slot) {
+            if constexpr (std::is_invocable_v<const Body&, int64_t, int64_t, int>)
+                (*static_cast<const Body*>(context))(begin, end, slot);
+            else
+                (*static_cast<const Body*>(context))(begin, end);
+        },
         &body);
 }
 

@@ -41,21 +41,27 @@ struct Vector128 {
     static Value where_positive(Value condition, Value value) { return condition > 0 ? value : Value{}; }
     // a[0] a[2] .. b[0] b[2] .., and the odd ones.
     static void deinterleave(Value a, Value b, Value& even, Value& odd) {
+        Value first{}, second{};
         for (int i = 0; i < lanes / 2; ++i) {
-            even[i] = a[2 * i];
-            odd[i] = a[2 * i + 1];
-            even[lanes / 2 + i] = b[2 * i];
-            odd[lanes / 2 + i] = b[2 * i + 1];
+            first[i] = a[2 * i];
+            second[i] = a[2 * i + 1];
+            first[lanes / 2 + i] = b[2 * i];
+            second[lanes / 2 + i] = b[2 * i + 1];
         }
+        even = first;
+        odd = second;
     }
     // even[0] odd[0] even[1] .., and the rest.
     static void interleave(Value even, Value odd, Value& low, Value& high) {
+        Value first{}, second{};
         for (int i = 0; i < lanes / 2; ++i) {
-            low[2 * i] = even[i];
-            low[2 * i + 1] = odd[i];
-            high[2 * i] = even[lanes / 2 + i];
-            high[2 * i + 1] = odd[lanes / 2 + i];
+            first[2 * i] = even[i];
+            first[2 * i + 1] = odd[i];
+            second[2 * i] = even[lanes / 2 + i];
+            second[2 * i + 1] = odd[lanes / 2 + i];
         }
+        low = first;
+        high = second;
     }
 };
 

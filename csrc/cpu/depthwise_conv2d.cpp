@@ -1,71 +1,10 @@
-// Depthwise convolution: choice of the body, layout of the weight, combination of wgrad's partial sums.
+// Depthwise convolution: the three passes, from the bodies and the layout of depthwise_layout.h.
 #include "cpu/depthwise_conv2d.h"
 
-#include <algorithm>
-#include <type_traits>
-
-#include "core/parallel.h"
-#include "cpu/depthwise_conv2d_body.h"
+#include "cpu/depthwise_layout.h"
 
 namespace spos {
 namespace {
-
-constexpr int64_t widest_lanes = 16;
-
-// The widest body that `isa` has and that is not wider than the tensor. Blocks of channels are whole vectors: the last
-// one is moved back to end with the channels and repeats some of them, which needs no masks and touches nothing
-// outside.
-template <typename T>
-DepthwiseBody<T> choose_body([[maybe_unused]] Isa isa, int64_t channels) {
-#if defined(__x86_64__)
-    if constexpr (std::is_same_v<T, float>) {
-        if (isa == Isa::avx512 && channels >= 16) return depthwise_body_avx512();
-        if (isa != Isa::portable && channels >= 8) return depthwise_body_avx2();
-    }
-#endif
-    const DepthwiseBody<T> portable = depthwise_body_portable<T>();
-    return channels >= portable.lanes ? portable : depthwise_body_scalar<T>();
-}
-
-int64_t block_count(int64_t channels, int lanes) { return (channels + lanes - 1) / lanes; }
-
-int64_t block_channel(int64_t block, int64_t channels, int lanes) { return std::min(block * lanes, channels - lanes); }
-
-// [channels][taps] -> [block][taps][lane], the taps from last to first where `flip`.
-template <typename T>
-void pack_weight(const T* weight, int64_t channels, int taps, int lanes, bool flip, T* packed) {
-    for (int64_t block = 0; block < block_count(channels, lanes); ++block) {
-        const T* const from = weight + block_channel(block, channels, lanes) * taps;
-        for (int tap = 0; tap < taps; ++tap)
-            for (int lane = 0; lane < lanes; ++lane)
-                packed[(block * taps + tap) * lanes + lane] = from[lane * taps + (flip ? taps - 1 - tap : tap)];
-    }
-}
-
-// Sums the parts in their order and turns [block][tap][lane] into [channel][tap]. Channels that a block repeats are
-// left to the block before it.
-template <typename T>
-void combine_partials(const T* partial, int64_t parts, int64_t channels, int taps, int lanes, T* dweight, int threads) {
-    const int64_t blocks = block_count(channels, lanes);
-    constexpr int64_t worth_a_team = 32768;  // additions
-    const int team = parts * channels * taps >= worth_a_team ? threads : 1;
-    parallel_for(blocks, team, [=](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block) {
-            const int64_t channel = block_channel(block, channels, lanes);
-            for (int tap = 0; tap < taps; ++tap) {
-                const T* from = partial + (block * taps + tap) * lanes;
-                T sum[widest_lanes];
-                std::copy(from, from + lanes, sum);
-                for (int64_t part = 1; part < parts; ++part) {
-                    from += blocks * taps * lanes;
-                    for (int lane = 0; lane < lanes; ++lane) sum[lane] += from[lane];
-                }
-                for (int64_t lane = block * lanes - channel; lane < lanes; ++lane)
-                    dweight[(channel + lane) * taps + tap] = sum[lane];
-            }
-        }
-    });
-}
 
 template <typename T>
 Plane<T> input_plane(const DepthwiseConv2d& shape, T* data) {
@@ -96,16 +35,16 @@ WgradCut wgrad_cut(const DepthwiseConv2d& shape, size_t element_size) {
 
 size_t depthwise_conv2d_workspace(const DepthwiseConv2d& shape, Pass pass, size_t element_size) {
     const size_t taps = static_cast<size_t>(shape.kernel) * shape.kernel;
-    const size_t weights = taps * static_cast<size_t>(shape.channels + widest_lanes - 1) * element_size;
+    const size_t weights = taps * static_cast<size_t>(shape.channels + widest_depthwise_lanes - 1) * element_size;
     return pass == Pass::wgrad ? weights * static_cast<size_t>(wgrad_cut(shape, element_size).parts) : weights;
 }
 
 template <typename T>
 void depthwise_conv2d_forward(Isa isa, const DepthwiseConv2d& shape, const T* x, const T* weight, T* y, void* workspace,
                               int threads) {
-    const DepthwiseBody<T> body = choose_body<T>(isa, shape.channels);
+    const DepthwiseBody<T> body = choose_depthwise_body<T>(isa, shape.channels);
     T* const packed = static_cast<T*>(workspace);
-    pack_weight(weight, shape.channels, shape.kernel * shape.kernel, body.lanes, false, packed);
+    pack_depthwise_weight(weight, shape.channels, shape.kernel * shape.kernel, body.lanes, false, packed);
     body.rows({input_plane(shape, x), output_plane(shape, y), packed, shape.batch, shape.channels, shape.kernel,
                shape.padding, shape.stride == 1 ? Reach::same : Reach::down},
               threads);
@@ -114,10 +53,10 @@ void depthwise_conv2d_forward(Isa isa, const DepthwiseConv2d& shape, const T* x,
 template <typename T>
 void depthwise_conv2d_dgrad(Isa isa, const DepthwiseConv2d& shape, const T* dy, const T* weight, T* dx, void* workspace,
                             int threads) {
-    const DepthwiseBody<T> body = choose_body<T>(isa, shape.channels);
+    const DepthwiseBody<T> body = choose_depthwise_body<T>(isa, shape.channels);
     T* const packed = static_cast<T*>(workspace);
     const bool flip = shape.stride == 1;  // at stride 1, dgrad is the forward pass of dy with the taps turned round
-    pack_weight(weight, shape.channels, shape.kernel * shape.kernel, body.lanes, flip, packed);
+    pack_depthwise_weight(weight, shape.channels, shape.kernel * shape.kernel, body.lanes, flip, packed);
     body.rows({output_plane(shape, dy), input_plane(shape, dx), packed, shape.batch, shape.channels, shape.kernel,
                flip ? shape.kernel - 1 - shape.padding : shape.padding, flip ? Reach::same : Reach::up},
               threads);
@@ -126,14 +65,14 @@ void depthwise_conv2d_dgrad(Isa isa, const DepthwiseConv2d& shape, const T* dy, 
 template <typename T>
 void depthwise_conv2d_wgrad(Isa isa, const DepthwiseConv2d& shape, const T* x, const T* dy, T* dweight, void* workspace,
                             int threads) {
-    const DepthwiseBody<T> body = choose_body<T>(isa, shape.channels);
+    const DepthwiseBody<T> body = choose_depthwise_body<T>(isa, shape.channels);
     const int lanes = body.lanes, taps = shape.kernel * shape.kernel;
     const WgradCut cut = wgrad_cut(shape, sizeof(T));
     T* const partial = static_cast<T*>(workspace);
     body.wgrad({input_plane(shape, x), output_plane(shape, dy), partial, shape.batch, shape.channels, shape.kernel,
                 shape.stride, shape.padding, cut.parts, cut.groups},
                threads);
-    combine_partials(partial, cut.parts, shape.channels, taps, lanes, dweight, threads);
+    combine_depthwise_partials(partial, cut.parts, shape.channels, taps, lanes, dweight, threads);
 }
 
 template void depthwise_conv2d_forward(Isa, const DepthwiseConv2d&, const float*, const float*, float*, void*, int);

@@ -40,8 +40,9 @@ struct WgradPass {
     T* partial;
     int64_t batch, channels;
     int kernel, stride, padding;
-    int64_t parts;   // the rows of dy, counted through all images, are cut into this many ranges
-    int64_t groups;  // the channel blocks, into this many; a task is one part of one group
+    int64_t parts;            // the rows of dy, counted through all images, are cut into this many ranges
+    int64_t groups;           // the channel blocks, into this many; a task is one part of one group
+    bool accumulate = false;  // add to `partial` instead of overwriting it
 };
 
 template <typename T>

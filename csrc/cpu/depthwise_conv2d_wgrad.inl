@@ -139,7 +139,9 @@ void wgrad_pass(const WgradPass<typename V::Scalar>& pass, int threads) {
             const int64_t first = blocks * group / pass.groups, last = blocks * (group + 1) / pass.groups;
             const int64_t begin = rows * part / pass.parts, end = rows * (part + 1) / pass.parts;
             T* const partial = pass.partial + part * blocks * block_size;
-            for (int64_t i = first * block_size; i < last * block_size; i += V::lanes) V::store(partial + i, V::zero());
+            if (!pass.accumulate)
+                for (int64_t i = first * block_size; i < last * block_size; i += V::lanes)
+                    V::store(partial + i, V::zero());
             for (int64_t row = begin; row < end; row += rows_together)
                 for (int64_t b = first; b < last; b += blocks_together)
                     block(pass, {row, smaller(row + rows_together, end), b, smaller(b + blocks_together, last)},

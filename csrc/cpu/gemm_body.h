@@ -58,8 +58,6 @@ struct GemmBody {
 
 GemmBody<float> gemm_body_avx512();
 GemmBody<float> gemm_body_avx2();
-template <typename T>
-GemmBody<T> gemm_body_portable();
 
 // The body for `isa`; double has a portable one only.
 template <typename T>

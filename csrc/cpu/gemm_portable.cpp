@@ -7,11 +7,6 @@
 namespace spos {
 
 template <typename T>
-GemmBody<T> gemm_body_portable() {
-    return make_gemm_body<Vector128<T>>();
-}
-
-template <typename T>
 GemmBody<T> gemm_body([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
     if constexpr (std::is_same_v<T, float>) {
@@ -19,7 +14,7 @@ GemmBody<T> gemm_body([[maybe_unused]] Isa isa) {
         if (isa == Isa::avx2) return gemm_body_avx2();
     }
 #endif
-    return gemm_body_portable<T>();
+    return make_gemm_body<Vector128<T>>();
 }
 
 template GemmBody<float> gemm_body(Isa);
