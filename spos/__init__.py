@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spos import data, spaces
+    from spos.choices import ChoiceBlock, WidthChoice
     from spos.config import Config, DataConfig, RetrainConfig, SearchConfig, SpaceConfig, TrainConfig
     from spos.costs import Constraint, Cost, Profile, UnsatisfiableError, count_flops, flops, params, profile
     from spos.data import Data
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
     from spos.modules import fuse, unfuse
     from spos.retraining import RetrainResult, retrain
     from spos.run_directory import RunDirectory
+    from spos.sliced import SlicedBatchNorm2d, SlicedConv2d, SlicedLinear, SlicedModule
     from spos.space import Arch, Decision, SearchSpace
-    from spos.supernet import ChoiceBlock, Supernet
+    from spos.supernet import Supernet
     from spos.training import DivergenceError, TrainResult, load_weights, train_supernet
 
 __version__ = "0.1.0"
 
 # Each public name is imported at first use, so that `spos --help` needs neither torch nor the seconds it takes.
 _NAMES = {
+    "spos.choices": ("ChoiceBlock", "WidthChoice"),
     "spos.config": ("Config", "DataConfig", "RetrainConfig", "SearchConfig", "SpaceConfig", "TrainConfig"),
     "spos.costs": ("Constraint", "Cost", "Profile", "UnsatisfiableError", "count_flops", "flops", "params", "profile"),
     "spos.data": ("Data",),
@@ -36,8 +39,9 @@ _NAMES = {
     "spos.modules": ("fuse", "unfuse"),
     "spos.retraining": ("RetrainResult", "retrain"),
     "spos.run_directory": ("RunDirectory",),
+    "spos.sliced": ("SlicedBatchNorm2d", "SlicedConv2d", "SlicedLinear", "SlicedModule"),
     "spos.space": ("Arch", "Decision", "SearchSpace"),
-    "spos.supernet": ("ChoiceBlock", "Supernet"),
+    "spos.supernet": ("Supernet",),
     "spos.training": ("DivergenceError", "TrainResult", "load_weights", "train_supernet"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

@@ -22,9 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from spos.choices import ChoiceBlock
 from spos.draws import generator
 from spos.space import Arch
-from spos.supernet import ChoiceBlock, Supernet
+from spos.supernet import Supernet
 from spos_kernels import use_backend
 
 Place = tuple[tuple[int, int], ...]  # options taken from the outside in, each (position in the arch, option index)

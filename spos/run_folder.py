@@ -116,7 +116,7 @@ def describe_space(net: Supernet) -> dict[str, Any]:
 def _measure_blocks(net: Supernet, arch: Sequence[int]) -> list[dict[str, Any]]:
     import torch
 
-    from spos.supernet import ChoiceBlock
+    from spos.choices import ChoiceBlock
 
     blocks: list[dict[str, Any]] = []
 

@@ -1,75 +1,29 @@
-"""Choice blocks, and the supernet that runs one path through them.
+"""The supernet, which runs one path through the choices of a module.
 
-`Supernet(module)` turns any module with `ChoiceBlock`s inside into a supernet: the space is read off the module tree,
-and `net(x, arch)` runs the one path that `arch` names. The path travels in a context variable for the duration of the
-call, so the user's own `forward` needs no extra argument.
+`Supernet(module)` turns any module with choices inside into a supernet: the space is read off the module tree, and
+`net(x, arch)` runs the one path that `arch` names. The path travels in a context variable for the duration of the call,
+so the user's own `forward` needs no extra argument.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spos.choices import Choice, ChoiceBlock, FixedWidth, WidthChoice, held_path
 from spos.modules import initialize, map_layers, unfuse
+from spos.sliced import SlicedModule
 from spos.space import Arch, Decision, SearchSpace
-
-_path: ContextVar[Arch | None] = ContextVar("spos_path", default=None)
-
-
-class ChoiceBlock(nn.Module):
-    """Alternatives of which a path takes one: operators, activations, `nn.Identity()`, whole branches.
-
-    `options` maps a label to a module; the branches' parameters get the keys "0", "1", … in that order. `kind` groups
-    decisions for `space.uniform(kind=label)`. Blocks given the same `decision` name share one decision; the default is
-    the block's place in the module tree. Calling a block outside of a supernet's call raises RuntimeError.
-    """
-
-    def __init__(
-        self, options: Mapping[str, nn.Module], *, kind: str = "operator", decision: str | None = None
-    ) -> None:
-        super().__init__()
-        if not options:
-            raise ValueError("options is empty: expected at least one label and module")
-        for index, (label, branch) in enumerate(options.items()):
-            if not isinstance(label, str):
-                raise TypeError(f"options has the label {label!r}: expected a string")
-            if not isinstance(branch, nn.Module):
-                raise TypeError(f"options[{label!r}] is a {type(branch).__name__}: expected an nn.Module")
-            self.add_module(str(index), branch)
-        self.labels = tuple(options)
-        self.kind = kind
-        self.decision = decision
-        self.position: int | None = None  # of its decision in the arch; set by the supernet that holds the block
-
-    def branch(self, index: int) -> nn.Module:
-        """Return the module of option `index`."""
-        return self.get_submodule(str(index))
-
-    def chosen(self, arch: Sequence[int]) -> nn.Module:
-        """Return the module that `arch`, of the block's supernet, takes here."""
-        if self.position is None or self.position >= len(arch):
-            raise RuntimeError("this ChoiceBlock was added after its Supernet was built: wrap the finished module")
-        return self.branch(arch[self.position])
-
-    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
-        path = _path.get()
-        if path is None:
-            raise RuntimeError("a ChoiceBlock was called outside of a path: call the Supernet, net(x, arch)")
-        return self.chosen(path)(*inputs, **kwargs)
-
-    def extra_repr(self) -> str:
-        return f"kind={self.kind!r}, labels={self.labels}"
 
 
 class Supernet(nn.Module):
-    """A module with choice blocks inside, run one path at a time: `net(x, arch)`.
+    """A module with choices inside, run one path at a time: `net(x, arch)`.
 
     `input_shape` is one image's (channels, height, width), needed to count costs. The state dict has the wrapped
     module's own keys. `space` is the SearchSpace in the order of the module tree.
@@ -101,11 +55,8 @@ class Supernet(nn.Module):
     def path(self, arch: Sequence[int]) -> Iterator[Arch]:
         """Hold the path for a block of code, for instance around a backward pass that recomputes activations."""
         checked = self.space.arch(arch)
-        token = _path.set(checked)
-        try:
+        with held_path(checked):
             yield checked
-        finally:
-            _path.reset(token)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_cost_tables"}  # measured again at need
@@ -150,33 +101,48 @@ class Supernet(nn.Module):
 
 
 def _copy_path(module: nn.Module, arch: Arch, memo: dict[int, Any]) -> nn.Module:
-    """Copy a module along a path. `memo`, deepcopy's own, puts a copy of each chosen branch in its block's place."""
-    for block in _walk(module, arch, set()):
-        if isinstance(block, ChoiceBlock) and id(block) not in memo:
-            memo[id(block)] = _copy_path(block.chosen(arch), arch, memo)
+    """Copy a module along a path. `memo`, deepcopy's own, puts in the place of each choice what it comes to on it."""
+    for part in _walk(module, arch, set()):
+        if id(part) in memo:
+            continue
+        if isinstance(part, ChoiceBlock):
+            memo[id(part)] = _copy_path(part.chosen(arch), arch, memo)
+        elif isinstance(part, WidthChoice):
+            memo[id(part)] = FixedWidth(part.width(arch))
+        elif isinstance(part, SlicedModule):
+            memo[id(part)] = part.extract(arch)
     return copy.deepcopy(module, memo)
-
-
-def _choice_blocks(module: nn.Module) -> dict[str, ChoiceBlock]:
-    return {name: m for name, m in module.named_modules() if isinstance(m, ChoiceBlock)}
 
 
 def _read_space(module: nn.Module) -> SearchSpace:
     decisions: dict[str, Decision] = {}
-    blocks = _choice_blocks(module)
-    if not blocks:
-        raise ValueError("module contains no ChoiceBlock: expected at least one")
-    for name, block in blocks.items():
-        decision = Decision(block.decision or name, block.kind, block.labels)
+    choices = {name: m for name, m in module.named_modules() if isinstance(m, Choice)}
+    if not choices:
+        raise ValueError("module contains no ChoiceBlock and no WidthChoice: expected at least one")
+    for name, choice in choices.items():
+        decision = Decision(choice.decision or name, choice.kind, choice.labels)
         if decisions.setdefault(decision.name, decision) != decision:
-            raise ValueError(f"blocks that share the decision {decision.name!r} differ in kind or labels")
+            raise ValueError(f"choices that share the decision {decision.name!r} differ in kind or labels")
     order = {name: position for position, name in enumerate(decisions)}
-    for name, block in blocks.items():
-        position = order[block.decision or name]
-        if block.position not in (None, position):
-            raise ValueError(f"ChoiceBlock {name!r} has another place in another Supernet: wrap a copy")
-        block.position = position
+    for name, choice in choices.items():
+        position = order[choice.decision or name]
+        if choice.position not in (None, position):
+            raise ValueError(f"{type(choice).__name__} {name!r} has another place in another Supernet: wrap a copy")
+        choice.position = position
+    _refuse_tied_slices(module)
     return SearchSpace(decisions.values())
+
+
+def _refuse_tied_slices(module: nn.Module) -> None:
+    """A weight that two layers slice has no one slice to count, to extract or to train."""
+    owners: dict[int, str] = {}
+    sliced: set[int] = set()
+    for name, layer in module.named_modules():
+        for parameter in layer.parameters(recurse=False):
+            first = owners.setdefault(id(parameter), name)
+            sliced |= {id(parameter)} if isinstance(layer, SlicedModule) else set()
+            if first != name and id(parameter) in sliced:
+                raise ValueError(f"{first!r} and {name!r} share a weight that is sliced: expected each its own")
 
 
 def _walk(module: nn.Module, arch: Arch, seen: set[int]) -> Iterator[nn.Module]:

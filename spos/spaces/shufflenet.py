@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spos.choices import ChoiceBlock
 from spos.modules import channels_last, initialize
-from spos.supernet import ChoiceBlock, Supernet
+from spos.sliced import SlicedBatchNorm2d, SlicedConv2d, Width, in_force
+from spos.supernet import Supernet
 from spos_kernels import DepthwiseConv2d
 
 CHOICES = ("choice_3", "choice_5", "choice_7", "choice_x")
@@ -42,16 +44,23 @@ SMALL_IMAGE = 64
 MakeBlock = Callable[[int, int, int, int], nn.Module]  # of number, inputs, outputs and stride
 
 
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, affine=False)
+def _norm(channels: Width) -> nn.Module:
+    if isinstance(channels, int):
+        return nn.BatchNorm2d(channels, affine=False)
+    return SlicedBatchNorm2d(channels, affine=False)
 
 
-def _pointwise(inputs: int, outputs: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, 1, bias=False), _norm(outputs), nn.ReLU(inplace=True)]
+def _pointwise(inputs: Width, outputs: Width) -> list[nn.Module]:
+    if isinstance(inputs, int) and isinstance(outputs, int):
+        return [nn.Conv2d(inputs, outputs, 1, bias=False), _norm(outputs), nn.ReLU(inplace=True)]
+    return [SlicedConv2d(inputs, outputs, 1, bias=False), _norm(outputs), nn.ReLU(inplace=True)]
 
 
-def _depthwise(channels: int, kernel: int, stride: int) -> list[nn.Module]:
-    return [DepthwiseConv2d(channels, kernel, stride), _norm(channels)]
+def _depthwise(channels: Width, kernel: int, stride: int) -> list[nn.Module]:
+    if isinstance(channels, int):
+        return [DepthwiseConv2d(channels, kernel, stride), _norm(channels)]
+    conv = SlicedConv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
+    return [conv, _norm(channels)]
 
 
 class ShuffleBlock(nn.Module):
@@ -59,14 +68,15 @@ class ShuffleBlock(nn.Module):
 
     Stride 1 (inputs = outputs): even channels pass, odd channels go through the main branch. Stride 2: both branches
     take all channels. The output is [passed or projected, main], so the main branch makes `outputs` minus its own
-    inputs.
+    inputs. `mid`, by default outputs // 2, is the number of channels between the main branch's convolutions, and may be
+    a choice.
     """
 
-    def __init__(self, choice: str, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, choice: str, inputs: int, outputs: int, stride: int, mid: Width | None = None) -> None:
         super().__init__()
         self.stride = stride
         branch = inputs // 2 if stride == 1 else inputs
-        mid, main = outputs // 2, outputs - branch
+        mid, main = outputs // 2 if mid is None else mid, outputs - branch
         if choice == "choice_x":
             kernel = 3
             layers = [*_depthwise(branch, 3, stride), *_pointwise(branch, mid), *_depthwise(mid, 3, 1)]
@@ -77,6 +87,17 @@ class ShuffleBlock(nn.Module):
         self.branch_main = nn.Sequential(*layers)
         if stride == 2:
             self.branch_proj = nn.Sequential(*_depthwise(branch, kernel, 2), *_pointwise(branch, branch))
+
+    def conv_norms(self, branch: nn.Sequential) -> list[tuple[Tensor | None, ...]]:
+        """Return, for each convolution of a branch with its normalisation, the tensors that the running path uses.
+
+        They are the convolution's weight, and the normalisation's weight, bias, running mean, running variance and
+        number of batches; of sliced layers they are views.
+        """
+        layers = [layer for layer in branch if not isinstance(layer, nn.ReLU)]
+        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        pairs = zip(layers[::2], layers[1::2], strict=True)
+        return [(in_force(conv, "weight"), *(in_force(norm, name) for name in names)) for conv, norm in pairs]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 2:
