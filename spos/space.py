@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,23 +103,48 @@ class SearchSpace:
             raise TypeError(f"rng is a {type(rng).__name__}: expected a numpy.random.Generator (see spos.generator)")
         return Arch(rng.integers(0, self._sizes).tolist())
 
-    def uniform(self, **options: str) -> Arch:
+    def uniform(self, **options: str | float) -> Arch:
         """Return the architecture that takes the same option in every decision of a kind.
 
-        `space.uniform(operator="choice_3")`; every kind in the space must be given.
+        `space.uniform(operator="choice_3", width=1.0)`; every kind in the space must be given. A number stands for the
+        label that reads as the same number.
         """
-        kinds = {d.kind for d in self.decisions}
-        if set(options) != kinds:
-            raise ValueError(f"kinds given are {sorted(options)}: expected exactly {sorted(kinds)}")
+        self._kinds(options)
         choices = []
         for decision in self.decisions:
-            label = str(options[decision.kind])
-            if label not in decision.options:
+            option = options[decision.kind]
+            index = next((i for i, label in enumerate(decision.options) if _is_option(option, label)), None)
+            if index is None:
                 raise ValueError(
-                    f"{decision.kind} = {label!r} in {decision.name!r}: expected one of {', '.join(decision.options)}"
+                    f"{decision.kind} = {option!r} in {decision.name!r}: expected one of {', '.join(decision.options)}"
                 )
-            choices.append(decision.options.index(label))
+            choices.append(index)
         return Arch(choices)
+
+    def join(self, **indices: Sequence[int]) -> Arch:
+        """Return the architecture of one list of option indices for each kind, in the order of its decisions.
+
+        `space.join(operator=(0, 0, 3, …), width=(6, 5, 3, …))` reads what other code keeps as separate lists.
+        """
+        self._kinds(indices)
+        rest = {kind: list(given) for kind, given in indices.items()}
+        for kind, given in rest.items():
+            count = sum(d.kind == kind for d in self.decisions)
+            if len(given) != count:
+                raise ValueError(f"{kind} has {len(given)} entries: expected {count}, one for each decision")
+        return self.arch([rest[d.kind].pop(0) for d in self.decisions])
+
+    def labels(self, arch: Sequence[int]) -> dict[str, list[str]]:
+        """Return the option labels of the decisions of each kind, in their order."""
+        found: dict[str, list[str]] = {}
+        for decision, index in zip(self.decisions, self.arch(arch), strict=True):
+            found.setdefault(decision.kind, []).append(decision.options[index])
+        return found
+
+    def _kinds(self, given: Mapping[str, object]) -> None:
+        kinds = {d.kind for d in self.decisions}
+        if set(given) != kinds:
+            raise ValueError(f"kinds given are {sorted(given)}: expected exactly {sorted(kinds)}")
 
     def describe(self, arch: Sequence[int]) -> dict[str, str]:
         """Return the option label of each decision by name."""
@@ -138,3 +163,12 @@ class SearchSpace:
         """Return the SHA-256 of the decisions, by which a checkpoint of another space is recognised."""
         content = [[d.name, d.kind, list(d.options)] for d in self.decisions]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def _is_option(option: str | float, label: str) -> bool:
+    if str(option) == label:
+        return True
+    try:
+        return not isinstance(option, str) and float(label) == option
+    except ValueError:
+        return False

@@ -1,0 +1,174 @@
+"""The cost of every architecture of a supernet, from a few measured paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from spos.choices import ChoiceBlock, WidthChoice
+from spos.measurement import Measurement, Place, Shapes, SlicedCost
+from spos.sliced import SlicedModule
+from spos.space import Arch
+from spos.supernet import Supernet
+
+Measure = Callable[[Supernet, Arch], Measurement]
+Scope = tuple[int, ...]  # positions in the arch, ascending
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+# Entries that a table of the decisions met in one step of finding the range may have: decisions that all meet each
+# other would need more than there are architectures.
+_LARGEST_TABLE = 1 << 22
+
+
+class CostTable:
+    """A sum of terms, each a table over the few decisions that it depends on.
+
+    These are a branch's own decision, those of the branches around it, and the widths of the sliced layer that a term
+    counts. `additive` says whether that is how the costs are; where it is not, each architecture is measured by itself.
+    """
+
+    def __init__(self, net: Supernet, measure: Measure) -> None:
+        self._space = net.space
+        self._single: Callable[[Arch], int] = lambda arch: measure(net, arch).total(arch)
+        self._terms: dict[Scope, dict[tuple[int, ...], int]] = {}
+        self.additive = True
+        places: dict[Place, int] = {}
+        sliced: dict[tuple[Place, SlicedModule], SlicedCost] = {}
+        owners: dict[int, Place] = {}
+        for base in _extreme_widths(net):
+            shapes: dict[tuple[Place, int], list[Shapes]] = {}  # channels may be others for other widths
+            for arch in _covering(net, base):
+                found = measure(net, arch)
+                self.additive = (
+                    found.additive
+                    and _agree(places, found.costs)
+                    and _agree(sliced, found.sliced)
+                    and _agree(shapes, found.shapes)
+                    and _agree(owners, found.owners)
+                )
+                if not self.additive:
+                    return
+        for place, cost in places.items():
+            self._add(dict(place), cost)
+        for (place, module), sliced_cost in sliced.items():
+            self._add_sliced(dict(place), module, sliced_cost)
+
+    def __call__(self, arch: Sequence[int]) -> int:
+        checked = self._space.arch(arch)
+        if not self.additive:
+            return self._single(checked)
+        return sum(term.get(tuple(checked[p] for p in scope), 0) for scope, term in self._terms.items())
+
+    def range(self) -> tuple[int, int] | None:
+        """Return the lowest and highest cost over the space.
+
+        None where it is not known: where costs do not add up, and where too many decisions meet in one term.
+        """
+        if not self.additive:
+            return None
+        low, high = self._extreme(np.min), self._extreme(np.max)
+        return None if low is None or high is None else (low, high)
+
+    def _add(self, options: dict[int, int], cost: int) -> None:
+        scope = tuple(sorted(options))
+        term, key = self._terms.setdefault(scope, {}), tuple(options[p] for p in scope)
+        term[key] = term.get(key, 0) + cost
+
+    def _add_sliced(self, options: dict[int, int], module: SlicedModule, cost: SlicedCost) -> None:
+        """Add what a sliced layer costs in its place at every combination of the widths that it reads."""
+        free = sorted({w.position or 0 for w in module.width_choices()} - set(options))
+        arch = [0] * len(self._space)
+        for position, index in options.items():
+            arch[position] = index
+        for widths in product(*(range(self._options(p)) for p in free)):
+            for position, index in zip(free, widths, strict=True):
+                arch[position] = index
+            self._add(options | dict(zip(free, widths, strict=True)), cost.total(module, arch))
+
+    def _options(self, position: int) -> int:
+        return len(self._space.decisions[position].options)
+
+    def _extreme(self, reduce: Callable[..., NDArray[np.int64]]) -> int | None:
+        """Minimise or maximise by eliminating one decision after the other, the one that meets the fewest others first.
+
+        (Bertelè and Brioschi, "Nonserial Dynamic Programming", 1972.)
+        """
+        tables = [(scope, self._array(scope)) for scope in self._terms]
+        while True:
+            joints = {p: _join(s for s, _ in tables if p in s) for scope, _ in tables for p in scope}
+            if not joints:
+                return int(sum(table for _, table in tables))
+            position, joint = min(joints.items(), key=lambda item: self._size(item[1]))
+            if self._size(joint) > _LARGEST_TABLE:
+                return None
+            met = [(s, t) for s, t in tables if position in s]
+            whole = sum(t.reshape([self._options(p) if p in s else 1 for p in joint]) for s, t in met)
+            left = tuple(p for p in joint if p != position)
+            tables = [(s, t) for s, t in tables if position not in s]
+            tables.append((left, reduce(whole, axis=joint.index(position))))
+
+    def _array(self, scope: Scope) -> NDArray[np.int64]:
+        array = np.zeros([self._options(p) for p in scope], np.int64)
+        for key, cost in self._terms[scope].items():
+            array[key] = cost
+        return array
+
+    def _size(self, scope: Scope) -> int:
+        return math.prod(self._options(p) for p in scope)
+
+
+def _join(scopes: Iterator[Scope]) -> Scope:
+    return tuple(sorted({p for scope in scopes for p in scope}))
+
+
+def _agree(known: dict[Key, Value], found: dict[Key, Value]) -> bool:
+    return all(known.setdefault(key, value) == value for key, value in found.items())
+
+
+def _extreme_widths(net: Supernet) -> list[Arch]:
+    """Two architectures to start from, all widths the narrowest and the widest; one where there is no width."""
+    widths = {m.position: len(m.widths) - 1 for m in net.modules() if isinstance(m, WidthChoice)}
+    narrow = Arch([0] * len(net.space))
+    return [narrow, Arch(widths.get(p, 0) for p in range(len(net.space)))] if widths else [narrow]
+
+
+def _covering(net: Supernet, base: Arch) -> Iterator[Arch]:
+    """Yield architectures that together run every branch, also those inside of branches, and else are as `base`."""
+    blocks = [m for m in net.modules() if isinstance(m, ChoiceBlock)]
+    missing = {(id(block), index) for block in blocks for index in range(len(block.labels))}
+    while True:
+        choices: dict[int, int] = {}
+        _pick(net.module, choices, missing)
+        arch = Arch(choices.get(position, index) for position, index in enumerate(base))
+        for module in net.path_modules(arch):
+            if isinstance(module, ChoiceBlock):
+                missing.discard((id(module), module.option(arch)))
+        yield arch
+        if not missing:
+            return
+
+
+def _pick(module: nn.Module, choices: dict[int, int], missing: set[tuple[int, int]]) -> None:
+    """Choose, from the outside in, options under which something is still to be run."""
+    if not isinstance(module, ChoiceBlock):
+        for child in module.children():
+            _pick(child, choices, missing)
+        return
+    position = module.position or 0
+    if position not in choices:
+
+        def open_branches(index: int) -> int:
+            inner = [m for m in module.branch(index).modules() if isinstance(m, ChoiceBlock)]
+            nested = sum((id(m), i) in missing for m in inner for i in range(len(m.labels)))
+            return nested + ((id(module), index) in missing)
+
+        choices[position] = max(range(len(module.labels)), key=open_branches)
+    _pick(module.branch(choices[position]), choices, missing)
