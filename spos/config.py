@@ -20,9 +20,14 @@ def _require(condition: bool, owner: object, name: str, accepted: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceConfig:
-    """Which search space: a name that `spos.spaces.get` knows."""
+    """Which search space: a name that `spos.spaces.get` knows.
+
+    `operators` and `widths` narrow down what a space with channel numbers offers; empty for all of them.
+    """
 
     name: str = "shufflenet-oneshot"
+    operators: tuple[str, ...] = ()
+    widths: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class SGDConfig:
     """Stochastic gradient descent, for the supernet and for a retrained child alike.
 
     `steps`, where given, is used instead of `epochs`. Weight decay applies to weights with more than one dimension
@@ -91,7 +96,35 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrainConfig(TrainConfig):
+class TrainConfig(SGDConfig):
+    """Training of the supernet, one random path a step.
+
+    In a space with channel numbers, the first `width_warmup` of the steps, a fraction, train the widest only, and the
+    next `width_widening` of them open narrower ones one after the other; see `spos.sampling`.
+    """
+
+    width_warmup: float = 0.0
+    width_widening: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("width_warmup", "width_widening"):
+            _require(0 <= getattr(self, name) <= 1, self, name, "a fraction of the steps, from 0 to 1")
+        _require(
+            self.width_warmup + self.width_widening <= 1,
+            self,
+            "width_widening",
+            f"at most {1 - self.width_warmup:.15g}, what width_warmup leaves",
+        )
+
+    @property
+    def warms_up_widths(self) -> bool:
+        """Whether there are steps that do not draw from all widths."""
+        return self.width_warmup + self.width_widening > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig(SGDConfig):
     """Training of the architecture found, from fresh weights, with the supernet's settings but for what is listed here.
 
     `use_validation` adds the held-out images to the training set, as ImageNet results do. After training the running

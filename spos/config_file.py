@@ -51,7 +51,12 @@ HELP: dict[str, str] = {
     "data.normalize": '"mean-std" measured on the training images, or "official": BGR, 0 to 255',
     "data.workers": "threads that prepare batches ahead; 0 for none. Batches are the same whatever the number",
     "space.name": "of the search space; `spos info` lists them",
+    "space.operators": 'of a space with channel numbers, those to choose from, such as ["choice_3"]; [] for all',
+    "space.widths": "of a space with channel numbers, the ratios to choose from, such as [0.6, 0.8, 1.0]; [] for all",
     **{f"train.{key}": text for key, text in _TRAINING_HELP.items()},
+    "train.width_warmup": "share of the steps, the first ones, that train the widest channel numbers only; 0 for none",
+    "train.width_widening": "share of the steps, the next ones, over which narrower channel numbers are opened one by "
+    "one; 0 to open all at once",
     "search.population": "random candidates that evolution starts from",
     "search.generations": "rounds of evolution after them",
     "search.mutations": "children by mutation in a generation",
@@ -175,6 +180,8 @@ def to_toml(value: object) -> str:
         return json.dumps(value, ensure_ascii=False).replace(
             "\x7f", "\\u007f"
         )  # JSON's escapes are TOML's, but for DEL
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(to_toml, value))}]"
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
@@ -219,6 +226,10 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         if value not in accepted:
             raise ConfigError(f"{where} = {value!r}: expected {' or '.join(map(repr, accepted))}")
         return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} = {value!r}: expected a list")
+        return tuple(_checked(entry, accepted[0], where) for entry in value)
     if float in accepted and type(value) is int:
         value = float(value)
     if type(value) not in accepted and not (value is None and type(None) in accepted):

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spos.config import TrainConfig
+from spos.config import SGDConfig, TrainConfig
 from spos.data import BatchStream, Data
-from spos.draws import generator, torch_seed
+from spos.draws import torch_seed
 from spos.identity import Run, hash_network, identity_of, opened
 from spos.progress import Progress
 from spos.run_directory import RunDirectory
-from spos.space import Arch
+from spos.sampling import path_sampler
 from spos.supernet import Supernet
 
 
@@ -60,14 +60,10 @@ def train_supernet(
     config = config or TrainConfig()
     if not isinstance(net, Supernet):
         raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
-    space = net.space
     check_fit(net, data)
-
-    def path(step: int) -> Arch:
-        return space.sample(generator(seed, "path", step))
-
     stream = data.training_batches(config.batch_size, seed)
-    identity = identity_of(config, seed, data, space=space.fingerprint(), network=hash_network(net))
+    path = path_sampler(net.space, config, total_steps(config, stream), seed)
+    identity = identity_of(config, seed, data, space=net.space.fingerprint(), network=hash_network(net))
     with opened(run, kind="supernet", config=dataclasses.asdict(config), identity=identity) as directory:
         result = fit(
             net,
@@ -90,7 +86,7 @@ def fit(
     forward: Callable[[Tensor, int], Tensor],
     stream: BatchStream,
     *,
-    config: TrainConfig,
+    config: SGDConfig,
     seed: int,
     name: str,
     run: RunDirectory | None,
@@ -135,20 +131,20 @@ def fit(
     return TrainResult(state.step, state.loss, state.accuracy, state.seconds)
 
 
-def total_steps(config: TrainConfig, stream: BatchStream) -> int:
+def total_steps(config: SGDConfig, stream: BatchStream) -> int:
     """Return the number of optimizer steps that `config` asks for, at least one."""
     if config.steps is not None:
         return config.steps
     return max(1, round(config.epochs * stream.steps_per_epoch / config.accumulation))
 
 
-def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+def learning_rate(config: SGDConfig, step: int, total: int) -> float:
     """Return the learning rate of a step: from `lr` down to 0 after `total` steps, linearly or along a cosine."""
     done = step / total
     return config.lr * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+def make_optimizer(model: nn.Module, config: SGDConfig) -> torch.optim.SGD:
     """Return torch's SGD with weight decay on parameters of more than one dimension only."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -205,9 +201,7 @@ class _State:
         return dataclasses.asdict(self) | {"loss_sum": float(self.loss_sum), "correct": float(self.correct)}
 
 
-def _backward(
-    forward: Callable[[Tensor, int], Tensor], x: Tensor, y: Tensor, config: TrainConfig, state: _State
-) -> None:
+def _backward(forward: Callable[[Tensor, int], Tensor], x: Tensor, y: Tensor, config: SGDConfig, state: _State) -> None:
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
         logits = forward(x, state.step)
     logits = logits.float() if config.bf16 else logits
@@ -220,9 +214,7 @@ def _backward(
     state.batches += 1
 
 
-def _close_window(
-    state: _State, optimizer: torch.optim.SGD, config: TrainConfig, stream: BatchStream
-) -> dict[str, Any]:
+def _close_window(state: _State, optimizer: torch.optim.SGD, config: SGDConfig, stream: BatchStream) -> dict[str, Any]:
     state.loss = float(state.loss_sum) / state.batches
     state.accuracy = float(state.correct) / state.images
     if not math.isfinite(state.loss):
@@ -238,7 +230,7 @@ def _close_window(
     }
 
 
-def _require_finite(model: nn.Module, config: TrainConfig, state: _State) -> None:
+def _require_finite(model: nn.Module, config: SGDConfig, state: _State) -> None:
     """A checkpoint of NaNs would be gone on from for ever."""
     if not math.isfinite(float(state.loss_sum)):
         raise DivergenceError(_diverged("loss is not finite", config, state))
@@ -247,7 +239,7 @@ def _require_finite(model: nn.Module, config: TrainConfig, state: _State) -> Non
             raise DivergenceError(_diverged(f"weight {name} is not finite", config, state))
 
 
-def _diverged(what: str, config: TrainConfig, state: _State) -> str:
+def _diverged(what: str, config: SGDConfig, state: _State) -> str:
     return f"the training diverged, {what} at step {state.step}: lower lr = {config.lr} or set clip_norm"
 
 

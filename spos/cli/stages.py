@@ -152,6 +152,8 @@ def _prepare(config: Config, display: Display) -> tuple[spos.Data, spos.Supernet
         image_size=data.image_size,
         in_channels=data.in_channels,
         seed=config.seed,
+        operators=config.space.operators or None,
+        widths=config.space.widths or None,
     )
     return data, net
 
