@@ -100,8 +100,9 @@ def retrain_stage(label: str) -> str:
 def describe_space(net: Supernet) -> dict[str, Any]:
     """The decisions of a supernet and, where its blocks map one image tensor to another, the shapes around them.
 
-    `blocks` has one entry for each choice block in the order of the module tree: the decision's index, and
-    [channels, height, width] of what goes in and comes out along the path that takes every first option.
+    `blocks` has one entry for each choice block in the order of the module tree: the decision's index, the indices of
+    the width decisions inside of it, and [channels, height, width] of what goes in and comes out along the path that
+    takes every first option.
     """
     return {
         "name": net.name,
@@ -116,15 +117,17 @@ def describe_space(net: Supernet) -> dict[str, Any]:
 def _measure_blocks(net: Supernet, arch: Sequence[int]) -> list[dict[str, Any]]:
     import torch
 
-    from spos.choices import ChoiceBlock
+    from spos.choices import ChoiceBlock, WidthChoice
 
     blocks: list[dict[str, Any]] = []
 
     def note(block: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         pair = (*inputs[:1], output)
         if len(pair) == 2 and all(isinstance(t, torch.Tensor) and t.dim() == 4 for t in pair):
-            shapes = [list(t.shape[1:]) for t in pair]
-            blocks.append({"decision": getattr(block, "position", None), "input": shapes[0], "output": shapes[1]})
+            before, after = (list(t.shape[1:]) for t in pair)
+            widths = sorted({m.position or 0 for m in block.modules() if isinstance(m, WidthChoice)})
+            position = getattr(block, "position", None)
+            blocks.append({"decision": position, "widths": widths, "input": before, "output": after})
 
     handles = [m.register_forward_hook(note) for m in net.modules() if isinstance(m, ChoiceBlock)]
     modes = [(module, module.training) for module in net.modules()]

@@ -15,7 +15,7 @@ from spos.run_folder import SEARCH, SUPERNET, RunFolder, retrain_stage
 
 if TYPE_CHECKING:
     import spos
-    from spos.space import Arch
+    from spos.space import Arch, SearchSpace
 
 # Random architectures to compare with: how near their FLOPs must be, and how many draws that may take.
 _FLOPS_TOLERANCE = 0.01
@@ -68,6 +68,7 @@ def search(folder: RunFolder, config: Config, display: Display, *, random: bool 
         f"{'random search' if random else 'evolution'}: {len(result.history)} candidates, best {_listed(best.arch)}: "
         f"validation accuracy {best.accuracy:.2%}, {_cost(best.flops, best.params)}"
     )
+    _say_labels(net.space, best.arch, display)
 
 
 def retrain(
@@ -118,6 +119,7 @@ def _retrain_one(
         folder.write_plan(stage, {"label": label, "origin": origin, "arch": list(arch), **costs})
     _begin(folder, stage, config, display)
     display.say(f"{label}: architecture {_listed(arch)}, {_cost(**costs)}")
+    _say_labels(net.space, arch, display)
     result = spos.retrain(
         net.extract(arch, weights="fresh", seed=config.seed),
         data,
@@ -200,6 +202,14 @@ def _comparisons(net: spos.Supernet, chosen: Arch, count: int, seed: int) -> lis
             f"within {_FLOPS_TOLERANCE:.0%} of {target:,}"
         )
     return list(found)
+
+
+def _say_labels(space: SearchSpace, arch: Sequence[int], display: Display) -> None:
+    """Names the options, kind by kind, where numbers alone would not show which kind they are of."""
+    labels = space.labels(arch)
+    if len(labels) > 1:
+        for kind, options in labels.items():
+            display.say(f"  {kind}: {' '.join(options)}")
 
 
 def _listed(arch: Sequence[Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 _COLUMN, _GAP, _ROW = 30, 6, 150  # in the drawing's own units; the page scales it to its column
 _PER_ROW = 24
 _TALLEST = 96
+_LINE = 13
 COLOURS = 8
 
 _Size = tuple[int, ...] | None
@@ -18,17 +19,25 @@ _Size = tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class _Box:
-    """One block: its decision and option, and, where known, [channels, height, width] before and after it."""
+    """One block: its decision and option, and, where known, [channels, height, width] before and after it.
+
+    `widths` are the decisions and options of the widths inside of it.
+    """
 
     decision: str
     option: str
     index: int
     before: _Size
     after: _Size
+    widths: tuple[tuple[str, str], ...]
 
     @property
     def shrinks(self) -> bool:
         return self.before is not None and self.after is not None and self.after[1:] != self.before[1:]
+
+    @property
+    def title(self) -> str:
+        return "; ".join(f"{decision}: {option}" for decision, option in ((self.decision, self.option), *self.widths))
 
 
 def draw_architecture(arch: Sequence[int], space: Mapping[str, Any] | None) -> str:
@@ -42,7 +51,7 @@ def draw_architecture(arch: Sequence[int], space: Mapping[str, Any] | None) -> s
         for row, line in enumerate(rows)
         for column, box in enumerate(line)
     ]
-    text = html.escape("Architecture: " + ", ".join(f"{box.decision} {box.option}" for box in boxes), quote=True)
+    text = html.escape("Architecture: " + ", ".join(box.title.replace(":", "") for box in boxes), quote=True)
     drawing = (
         f'<svg class="architecture" role="img" aria-label="{text}" viewBox="0 0 {width} {_ROW * len(rows)}" '
         f'style="max-width: {width * 1.4:.0f}px">{"".join(parts)}</svg>'
@@ -55,25 +64,33 @@ def _boxes(arch: Sequence[int], space: Mapping[str, Any] | None) -> list[_Box]:
     labels = [d["options"] for d in decisions] if decisions else [[str(i) for i in range(max(arch) + 1)]] * len(arch)
     names = [str(d["name"]) for d in decisions] if decisions else [str(i) for i in range(len(arch))]
     places = space["blocks"] if space and decisions else []
-    order: list[tuple[int, _Size, _Size]] = [(b["decision"], tuple(b["input"]), tuple(b["output"])) for b in places]
-    shaped = {position for position, _, _ in order}
+    chosen = [(name, str(options[index])) for name, options, index in zip(names, labels, arch, strict=True)]
+
+    def box(position: int, before: _Size, after: _Size, widths: Sequence[int] = ()) -> _Box:
+        decision, option = chosen[position]
+        return _Box(decision, option, arch[position], before, after, tuple(chosen[i] for i in widths))
+
+    boxes = [box(b["decision"], tuple(b["input"]), tuple(b["output"]), b.get("widths", ())) for b in places]
+    drawn = {i for b in places for i in (b["decision"], *b.get("widths", ()))}
     # decisions that are no image-to-image block (an activation function, say) come after those that are
-    order += [(i, None, None) for i in range(len(arch)) if i not in shaped]
-    return [_Box(names[i], str(labels[i][arch[i]]), arch[i], before, after) for i, before, after in order]
+    return boxes + [box(i, None, None) for i in range(len(arch)) if i not in drawn]
 
 
 def _draw_box(box: _Box, x: float, y: float, largest: int, *, first: bool) -> str:
     height = _TALLEST * math.sqrt(box.after[0] / largest) if box.after and largest else _TALLEST / 3
     middle = y + 14 + _TALLEST / 2
-    title = f"{box.decision}: {box.option}"
+    title = box.title
     if box.before and box.after:
         title += f", {_shape(box.before)} to {_shape(box.after)}"
     parts = [
         f"<g><title>{html.escape(title)}</title>",
         f'<rect x="{x}" y="{middle - height / 2:.1f}" width="{_COLUMN}" height="{height:.1f}" rx="3" '
         f'class="k{box.index % COLOURS}"/>',
-        f'<text x="{x + _COLUMN / 2}" y="{middle + 4:.1f}" class="option">{html.escape(_short(box.option))}</text>',
     ]
+    lines = [_short(option) for _, option in ((box.decision, box.option), *box.widths)]
+    for number, line in enumerate(lines):
+        y_line = middle + 4 + _LINE * (number - (len(lines) - 1) / 2)
+        parts.append(f'<text x="{x + _COLUMN / 2}" y="{y_line:.1f}" class="option">{html.escape(line)}</text>')
     if box.after and (first or box.shrinks or (box.before and box.before[0] != box.after[0])):
         bottom = y + 14 + _TALLEST
         parts.append(f'<text x="{x}" y="{bottom + 16}" class="note">{box.after[0]} ch</text>')

@@ -96,6 +96,8 @@ def _architecture(run: RunData) -> str:
         return ""
     what = "architecture found" if _best(run) else "retrained architecture"
     caption = f"The {what}: {', '.join(map(str, arch))}. A box for each decision, in order, coloured by its option"
+    if run.space and any(block.get("widths") for block in run.space["blocks"]):
+        caption += ", with the widths inside of a block below it"
     if run.space and run.space["blocks"]:
         caption += "; heights grow with the square root of output channels (ch), ↓ marks a stride"
     return _section(f"The {what}", _figure(draw_architecture(arch, run.space), _text(caption + ".")))
