@@ -27,3 +27,35 @@ def depthwise_conv2d_dgrad(
 def depthwise_conv2d_wgrad(
     x: Tensor, dy: Tensor, dweight: Tensor, stride: int, padding: int, isa: Isa, threads: int
 ) -> None: ...
+
+ChainArgument = tuple[tuple[Tensor, Tensor | None, Tensor | None], ...]
+
+def choice_block_forward(
+    x: Tensor,
+    main: ChainArgument,
+    proj: ChainArgument,
+    y: Tensor,
+    saved: Tensor,
+    statistics: Tensor,
+    stride: int,
+    training: bool,
+    eps: float,
+    isa: Isa,
+    threads: int,
+) -> None: ...
+def choice_block_backward(
+    dy: Tensor,
+    x: Tensor,
+    main: ChainArgument,
+    proj: ChainArgument,
+    saved: Tensor,
+    statistics: Tensor,
+    dx: Tensor | None,
+    gradients: tuple[tuple[Tensor | None, Tensor | None, Tensor | None], ...],
+    stride: int,
+    training: bool,
+    eps: float,
+    isa: Isa,
+    threads: int,
+) -> None: ...
+def choice_block_update(statistics: Tensor, running: tuple[tuple[Tensor, Tensor, float, int], ...]) -> None: ...

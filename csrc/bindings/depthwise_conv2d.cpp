@@ -3,9 +3,9 @@
 #include "cpu/depthwise_conv2d.h"
 
 #include <algorithm>
-#include <array>
 
 #include "bindings/bindings.h"
+#include "bindings/processor.h"
 #include "bindings/tensor.h"
 #include "bindings/workspace.h"
 
@@ -19,13 +19,6 @@ struct Options {
     Isa isa;
     int64_t threads;
 };
-
-// Asked once: the instruction that asks the processor traps in a virtual machine, 25 microseconds each time.
-bool can_run(Isa isa) {
-    static const std::array<bool, 3> supported = {isa_supported(Isa::portable), isa_supported(Isa::avx2),
-                                                  isa_supported(Isa::avx512)};
-    return supported[static_cast<size_t>(isa)];
-}
 
 void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
     if (value < low || value > high)
@@ -53,8 +46,7 @@ DepthwiseConv2d describe(const Tensor& x, const char* x_name, const Tensor& y, c
     check_shape(y, y_name, {x.shape[0], x.shape[1], output_size(height), output_size(width)});
     check_same_dtype(y, y_name, x, x_name);
     check_same_dtype(weight, weight_name, x, x_name);
-    if (x.dtype == Dtype::float32 && !can_run(options.isa))
-        throw py::value_error("isa: this processor does not support it");
+    require_isa(options.isa, x.dtype);
     return {x.shape[0],
             x.shape[1],
             height,

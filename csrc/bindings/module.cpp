@@ -16,5 +16,6 @@ PYBIND11_MODULE(_C, module) {
     module.def("set_tensor_types", &spos::set_tensor_types, py::arg("tensor"), py::arg("parameter"),
                py::arg("exchange_capsule"));
     spos::bind_ceilings(module);
+    spos::bind_choice_block(module);
     spos::bind_depthwise_conv2d(module);
 }
