@@ -125,3 +125,20 @@ def test_budgets_of_widths_are_checked_before_anything_runs():
         spos.profile(net, [spos.flops <= low - 1])
     found = spos.profile(net, [spos.flops <= (low + high) // 2], draws=500)
     assert found.ranges == {"flops": (low, high)} and 0.5 < found.feasible_fraction <= 1
+
+
+def test_a_decision_of_widths_and_branches_at_once():
+    """A branch, and the widths inside of it and outside, that go by one decision."""
+    width = spos.WidthChoice([1, 2], decision="size")
+
+    def pair(kernel):
+        conv = spos.SlicedConv2d(1, width, kernel, padding=kernel // 2)
+        return nn.Sequential(conv, spos.SlicedConv2d(width, 1, 1))
+
+    block = spos.ChoiceBlock({"1": pair(3), "2": pair(5)}, kind="width", decision="size")
+    net = spos.Supernet(nn.Sequential(block, pair(1)), input_shape=(1, 4, 4))
+    assert len(net.space) == 1
+    costs = [spos.flops(net, (i,)) for i in range(2)]
+    assert costs == [16 * (9 + 1 + 1 + 1), 16 * (2 * 25 + 2 + 2 + 2)]
+    assert costs == [spos.count_flops(net.extract((i,)), (1, 4, 4)) for i in range(2)]
+    assert spos.flops.table(net).additive and spos.flops.table(net).range() == tuple(costs)
