@@ -45,19 +45,37 @@ def map_layers(module: nn.Module, replace: Callable[[nn.Module], nn.Module]) -> 
     return visit(module)
 
 
+class Fusible(nn.Module):
+    """A block that has one kernel for all of its layers, and uses it while `fused`."""
+
+    fused = True
+
+
 def fuse(module: nn.Module) -> nn.Module:
     """Swap in the kernels, in place where possible, and return the module; keys and weights stay, outputs up to
     rounding.
 
-    Replaced is every depthwise `nn.Conv2d` with a square kernel of 3, 5 or 7, stride 1 or 2, zero padding, no dilation
-    and no bias, by `spos_kernels.DepthwiseConv2d`.
+    A ShuffleNet block then runs as one `spos_kernels.choice_block`. Replaced is every depthwise `nn.Conv2d` with a square
+    kernel of 3, 5 or 7, stride 1 or 2, zero padding, no dilation and no bias, by `spos_kernels.DepthwiseConv2d`.
     """
-    return map_layers(module, lambda layer: _fused(layer) if _is_covered(layer) else layer)
+
+    def replace(layer: nn.Module) -> nn.Module:
+        if isinstance(layer, Fusible):
+            layer.fused = True
+        return _fused(layer) if _is_covered(layer) else layer
+
+    return map_layers(module, replace)
 
 
 def unfuse(module: nn.Module) -> nn.Module:
     """Undo `fuse`: put plain torch layers back, which exporters know; weights stay shared with the argument's."""
-    return map_layers(module, lambda layer: layer.plain() if isinstance(layer, DepthwiseConv2d) else layer)
+
+    def replace(layer: nn.Module) -> nn.Module:
+        if isinstance(layer, Fusible):
+            layer.fused = False
+        return layer.plain() if isinstance(layer, DepthwiseConv2d) else layer
+
+    return map_layers(module, replace)
 
 
 def _is_covered(layer: nn.Module) -> bool:

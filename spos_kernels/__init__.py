@@ -3,12 +3,18 @@
 import torch  # noqa: F401 - first: it brings the OpenMP runtime (libgomp) that the extension then shares
 
 from spos_kernels.backends import BackendStatus, backends, isa, use_backend
+from spos_kernels.choice_block import choice_block
+from spos_kernels.choice_block_reference import Branch, ConvBN, choice_block_reference
 from spos_kernels.depthwise_conv2d import DepthwiseConv2d, depthwise_conv2d, depthwise_conv2d_reference
 
 __all__ = [
     "BackendStatus",
+    "Branch",
+    "ConvBN",
     "DepthwiseConv2d",
     "backends",
+    "choice_block",
+    "choice_block_reference",
     "depthwise_conv2d",
     "depthwise_conv2d_reference",
     "isa",

@@ -17,6 +17,7 @@ from spos_kernels import _C
 from spos_kernels.backends import ISA, is_plain, resolve_backend, threads_for
 from spos_kernels.choice_block_reference import Branch, Layer, describe, run_reference
 from spos_kernels.layout import as_nhwc, empty_nhwc
+from spos_kernels.library import register
 
 __all__ = ["choice_block"]
 
@@ -61,44 +62,55 @@ def choice_block(
         return run_reference(block, training, momentum, eps)
     layers = block.main + block.proj
     bank: Bank = [tensor for layer in layers for tensor in layer.tensors[:3]]
-    if not training:
-        given = [t for layer in layers for t in (layer.tensors.running_mean, layer.tensors.running_var)]
-        statistics = torch.cat(given)  # type: ignore[arg-type]  # describe() has seen that they are there
+    given = None if training else _running(layers)
+    options = (len(block.main), stride, eps, backend)
+    if is_plain(*(t for t in (block.x, *bank) if t is not None)):
+        y, statistics = _Eager.apply(block.x, given, *options, *bank)
     else:
-        statistics = None
-    arguments = (block.x, bank, statistics, len(block.main), stride, eps, backend)
-    tensors = [t for t in (block.x, *bank) if t is not None]
-    if is_plain(*tensors):
-        y, statistics = _Eager.apply(*arguments[:1], *arguments[2:], *bank)
-    else:
-        y, statistics, _ = torch.ops.spos_kernels.choice_block(*arguments)
+        y, statistics, _ = torch.ops.spos_kernels.choice_block(block.x, bank, given, *options)
     if training:
         _track(layers, statistics, block.x.shape[0], momentum)
     return y
 
 
+def _running(layers: Sequence[Layer]) -> Tensor:
+    """Return the running statistics in the layout of the batch's: of each layer means, then variances."""
+    pairs = ((layer.tensors.running_mean, layer.tensors.running_var) for layer in layers)
+    return torch.cat([t for pair in pairs for t in pair if t is not None])
+
+
 def _track(layers: Sequence[Layer], statistics: Tensor, batch: int, momentum: float | None) -> None:
     """Update running statistics from the batch's, layer by layer, as nn.BatchNorm2d does."""
+    tracked = [layer for layer in layers if layer.tensors.running_mean is not None]
     counts = [layer.tensors.num_batches_tracked for layer in layers if layer.tensors.num_batches_tracked is not None]
     with torch.no_grad():
         if counts:
             torch._foreach_add_(counts, 1)
-        entries = []
+        if len(tracked) == len(layers) and is_plain(statistics):
+            _C.choice_block_update(statistics, tuple(_entry(layer, batch, momentum) for layer in layers))  # type: ignore[misc]
+            return
+        offset = 0
         for layer in layers:
-            _, _, _, mean, var, count = layer.tensors
-            if mean is None or var is None:
-                return
-            fraction = momentum if momentum is not None else 1 / float(count)
-            entries.append((mean, var, fraction, batch * layer.height * layer.width))
-        if is_plain(statistics, *(t for entry in entries for t in entry[:2])):
-            _C.choice_block_update(statistics, tuple(entries))
+            mean, var = statistics[offset : offset + 2 * layer.out_channels].chunk(2)
+            offset += 2 * layer.out_channels
+            running_mean, running_var, fraction, count = _entry(layer, batch, momentum)
+            if running_mean is not None and running_var is not None:
+                running_mean.mul_(1 - fraction).add_(mean * fraction)
+                running_var.mul_(1 - fraction).add_(var * (fraction * count / (count - 1)))
+
+
+def _entry(layer: Layer, batch: int, momentum: float | None) -> tuple[Tensor | None, Tensor | None, float, int]:
+    """Return the running mean and variance, the share of the new value, the number of values a channel."""
+    _, _, _, mean, var, count = layer.tensors
+    share = momentum if momentum is not None else 1 / float(count) if count is not None else 0.0
+    return mean, var, share, batch * layer.height * layer.width
 
 
 # The two kernels, as functions of plain tensors. A layer is known by its weight: [C, 1, k, k] with k > 1 is depthwise.
 
 
 class _Shape:
-    """The sizes of a call's outputs, from its input and the weights of its layers."""
+    """The sizes of a call's outputs and its multiply-adds, from its input and the weights of its layers."""
 
     def __init__(self, x: Tensor, bank: Sequence[Tensor | None], main: int, stride: int) -> None:
         batch, channels, height, width = x.shape
@@ -152,14 +164,28 @@ def _chains(bank: Sequence[Tensor | None], main: int) -> tuple[tuple[Any, ...], 
 def _forward(
     x: Tensor, bank: Sequence[Tensor | None], given: Tensor | None, main: int, stride: int, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = _Shape(x, bank, main, stride)
-    y = empty_nhwc(shape.y, like=x)
-    saved = x.new_empty(shape.kept)
-    statistics = x.new_empty(shape.statistics) if given is None else given
-    threads = threads_for(shape.multiply_adds)
-    chains = _chains(bank, main)
-    _C.choice_block_forward(_dense_pixels(x), *chains, y, saved, statistics, stride, given is None, eps, ISA, threads)
+    """Return y, the batch's statistics (empty where they are given), and the outputs of the convolutions."""
+    y, statistics, saved = _forward_fake(x, bank, given, main, stride, eps, backend)
+    _C.choice_block_forward(
+        _dense_pixels(x),
+        *_chains(bank, main),
+        y,
+        saved,
+        statistics if given is None else given,
+        stride,
+        given is None,
+        eps,
+        ISA,
+        threads_for(_Shape(x, bank, main, stride).multiply_adds),
+    )
     return y, statistics, saved
+
+
+def _forward_fake(
+    x: Tensor, bank: Sequence[Tensor | None], given: Tensor | None, main: int, stride: int, eps: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = _Shape(x, bank, main, stride)
+    return empty_nhwc(shape.y, like=x), x.new_empty(shape.statistics if given is None else 0), x.new_empty(shape.kept)
 
 
 def _backward(
@@ -174,15 +200,10 @@ def _backward(
     training: bool,
     eps: float,
     backend: str,
-) -> list[Tensor | None]:
-    """Return dx, then the gradients of the bank; None where `wanted`, in the same order, is False."""
-    dx = empty_nhwc(x.shape, like=x) if wanted[0] else None
-    gradients = [
-        torch.empty(t.shape, dtype=t.dtype) if t is not None and want else None
-        for t, want in zip(bank, wanted[1:], strict=True)
-    ]
-    threads = threads_for(2 * _Shape(x, bank, main, stride).multiply_adds)
-    layers = tuple(zip(gradients[::3], gradients[1::3], gradients[2::3], strict=True))
+) -> list[Tensor]:
+    """Return dx, then the gradients of the bank, those alone that are `wanted`, a list in the same order."""
+    gradients = _backward_fake(dy, x, bank, statistics, saved, wanted, main, stride, training, eps, backend)
+    dx, *of_bank = _expand(gradients, wanted)
     _C.choice_block_backward(
         _dense_pixels(dy),
         _dense_pixels(x),
@@ -190,24 +211,50 @@ def _backward(
         saved,
         statistics,
         dx,
-        layers,
+        tuple(zip(of_bank[::3], of_bank[1::3], of_bank[2::3], strict=True)),
         stride,
         training,
         eps,
         ISA,
-        threads,
+        threads_for(2 * _Shape(x, bank, main, stride).multiply_adds),
     )
-    return [dx, *gradients]
+    return gradients
 
 
-def _refuse_double_backward() -> None:
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    bank: Sequence[Tensor | None],
+    statistics: Tensor,
+    saved: Tensor,
+    wanted: Sequence[bool],
+    main: int,
+    stride: int,
+    training: bool,
+    eps: float,
+    backend: str,
+) -> list[Tensor]:
+    dx = [empty_nhwc(x.shape, like=x)] if wanted[0] else []
+    return dx + [x.new_empty(t.shape) for t, want in zip(bank, wanted[1:], strict=True) if t is not None and want]
+
+
+def _expand(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    found = iter(gradients)
+    return [next(found) if want else None for want in wanted]
+
+
+def _gradients(ctx: Any, dy: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
     if torch.is_grad_enabled():
         raise RuntimeError(
             "choice_block: backend 'cpu' has no double backward (create_graph=True): use backend 'reference'"
         )
+    x, statistics, saved, *bank = ctx.saved_tensors
+    backward = _backward if is_plain(dy, x, saved) else torch.ops.spos_kernels.choice_block_backward
+    return _expand(backward(dy, x, bank, statistics, saved, wanted, *ctx.options), wanted)
 
 
 class _Eager(torch.autograd.Function):
+    # The bank comes flat: apply() sees tensors in its arguments, not in lists of them.
     @staticmethod
     def forward(
         ctx: Any,
@@ -222,7 +269,7 @@ class _Eager(torch.autograd.Function):
         x = _dense_pixels(x)
         y, statistics, saved = _forward(x, bank, given, main, stride, eps, backend)
         ctx.options = (main, stride, given is None, eps, backend)
-        ctx.save_for_backward(x, statistics, saved, *bank)
+        ctx.save_for_backward(x, statistics if given is None else given, saved, *bank)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         return y, statistics
@@ -231,8 +278,42 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        _refuse_double_backward()
-        x, statistics, saved, *bank = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[6:]]
-        dx, *gradients = _backward(dy, x, bank, statistics, saved, wanted, *ctx.options)
+        dx, *gradients = _gradients(ctx, dy, [ctx.needs_input_grad[0], *ctx.needs_input_grad[6:]])
         return dx, None, None, None, None, None, *gradients
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, bank, given, main, stride, eps, backend = inputs
+    _, statistics, saved = output
+    ctx.options = (main, stride, given is None, eps, backend)
+    ctx.save_for_backward(x, statistics if given is None else given, saved, *bank)
+    ctx.set_materialize_grads(False)
+
+
+def _library_gradients(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    present = [tensor is not None for tensor in ctx.saved_tensors[3:]]
+    if dy is None:
+        return None, [None] * len(present), None, None, None, None, None
+    of_bank = ctx.needs_input_grad[1]
+    dx, *gradients = _gradients(ctx, dy, [ctx.needs_input_grad[0], *(p and bool(of_bank) for p in present)])
+    return dx, gradients, None, None, None, None, None
+
+
+_BANK = "Tensor x, Tensor?[] bank"
+_OPTIONS = "float eps, str backend"
+register(
+    "choice_block",
+    f"({_BANK}, Tensor? given, int main, int stride, {_OPTIONS})",
+    _forward,
+    _forward_fake,
+    "(Tensor, Tensor, Tensor)",
+)
+register(
+    "choice_block_backward",
+    f"(Tensor dy, {_BANK}, Tensor statistics, Tensor saved, bool[] wanted, int main, int stride, bool training, "
+    f"{_OPTIONS})",
+    _backward,
+    _backward_fake,
+    "Tensor[]",
+)
+torch.library.register_autograd("spos_kernels::choice_block", _library_gradients, setup_context=_save)

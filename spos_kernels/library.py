@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
 
 
-def register(name: str, arguments: str, kernel: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
-    """Define torch.ops.spos_kernels.<name>: functional, one result, for CPU tensors.
+def register(
+    name: str, arguments: str, kernel: Callable[..., Any], fake: Callable[..., Any], result: str = "Tensor"
+) -> None:
+    """Define torch.ops.spos_kernels.<name>: functional, for CPU tensors.
 
-    arguments: those of a torch schema, "(Tensor x, int stride)". fake: `kernel` for tensors without data.
+    arguments, result: those of a torch schema, "(Tensor x, int stride)". fake: `kernel` for tensors without data.
     """
     qualified = f"spos_kernels::{name}"
-    torch.library.define(qualified, f"{arguments} -> Tensor")
+    torch.library.define(qualified, f"{arguments} -> {result}")
     torch.library.impl(qualified, "cpu", kernel)
     torch.library.register_fake(qualified, fake)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from spos.choices import ChoiceBlock
-from spos.modules import channels_last, initialize
+from spos.modules import Fusible, channels_last, initialize
 from spos.sliced import SlicedBatchNorm2d, SlicedConv2d, Width, in_force
 from spos.supernet import Supernet
-from spos_kernels import DepthwiseConv2d
+from spos_kernels import Branch, ConvBN, DepthwiseConv2d, choice_block
 
 CHOICES = ("choice_3", "choice_5", "choice_7", "choice_x")
 
@@ -63,13 +63,13 @@ def _depthwise(channels: Width, kernel: int, stride: int) -> list[nn.Module]:
     return [conv, _norm(channels)]
 
 
-class ShuffleBlock(nn.Module):
+class ShuffleBlock(Fusible):
     """One ShuffleNet V2 block: [N, inputs, H, W] to [N, outputs, H / stride, W / stride].
 
     Stride 1 (inputs = outputs): even channels pass, odd channels go through the main branch. Stride 2: both branches
     take all channels. The output is [passed or projected, main], so the main branch makes `outputs` minus its own
     inputs. `mid`, by default outputs // 2, is the number of channels between the main branch's convolutions, and may be
-    a choice.
+    a choice. While `fused`, the layers run as one `spos_kernels.choice_block`.
     """
 
     def __init__(self, choice: str, inputs: int, outputs: int, stride: int, mid: Width | None = None) -> None:
@@ -100,6 +100,36 @@ class ShuffleBlock(nn.Module):
         return [(in_force(conv, "weight"), *(in_force(norm, name) for name in names)) for conv, norm in pairs]
 
     def forward(self, x: Tensor) -> Tensor:
+        options = self._options() if self.fused else None
+        if options is None:
+            return self._forward_layers(x)
+        proj = self._chain(self.branch_proj) if self.stride == 2 else ()
+        branch = Branch(self._chain(self.branch_main), proj)
+        return choice_block(x, (branch,), 0, stride=self.stride, **options)
+
+    def _chain(self, branch: nn.Sequential) -> tuple[ConvBN, ...]:
+        return tuple(ConvBN(*tensors) for tensors in self.conv_norms(branch))  # type: ignore[arg-type]
+
+    def _options(self) -> dict[str, Any] | None:
+        """Return what the block's batch normalisations have in common, or None where one kernel cannot run them all.
+
+        It cannot where they differ, or where a layer's own hooks would not see its call.
+        """
+        common = None
+        for layer in self.modules():
+            if layer is not self and (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks):
+                return None
+            if isinstance(layer, nn.BatchNorm2d):
+                own = (layer.training or layer.running_mean is None, layer.momentum, layer.eps)
+                if common is None:
+                    common = own
+                elif common != own:
+                    return None
+        assert common is not None
+        training, momentum, eps = common
+        return {"training": training, "momentum": momentum, "eps": eps}
+
+    def _forward_layers(self, x: Tensor) -> Tensor:
         if self.stride == 2:
             return torch.cat([self.branch_proj(x), self.branch_main(x)], 1)
         # Unbinding the channel pairs in NHWC order keeps their gradient, one stacked tensor, channels last too.
@@ -107,7 +137,7 @@ class ShuffleBlock(nn.Module):
         return torch.cat([passed.permute(0, 3, 1, 2), self.branch_main(main.permute(0, 3, 1, 2))], 1)
 
 
-def choice_block(number: int, inputs: int, outputs: int, stride: int) -> ChoiceBlock:
+def operator_block(number: int, inputs: int, outputs: int, stride: int) -> ChoiceBlock:
     """Return the choice among the four operators, of which the number of the block makes no difference."""
     return ChoiceBlock({c: ShuffleBlock(c, inputs, outputs, stride) for c in CHOICES})
 
@@ -119,7 +149,7 @@ class ShuffleNetOneShot(nn.Module):
     """
 
     def __init__(
-        self, spec: Spec, num_classes: int, image_size: int, in_channels: int, make_block: MakeBlock = choice_block
+        self, spec: Spec, num_classes: int, image_size: int, in_channels: int, make_block: MakeBlock = operator_block
     ) -> None:
         super().__init__()
         for label, value, least in (("num_classes", num_classes, 2), ("image_size", image_size, 8)):
