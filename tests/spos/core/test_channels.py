@@ -106,7 +106,7 @@ def test_at_half_of_the_outputs_it_is_the_block_space():
 @pytest.mark.parametrize("make", [own_net, small_net])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_child_computes_what_the_path_does(make, training):
-    net = make()
+    net = make().double()  # statistics of few elements lose too many digits of float32
     for arch in some_archs(net):
         child = net.train(training).extract(arch)
         plain = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
@@ -115,8 +115,8 @@ def test_the_child_computes_what_the_path_does(make, training):
         outputs = []
         for call in (lambda x, child=child: child(x), lambda x, arch=arch: net(x, arch)):
             torch.manual_seed(0)  # the dropout mask
-            outputs.append(call(images()))
-        assert relative(*outputs) < 1e-5
+            outputs.append(call(images().double()))
+        assert relative(*outputs) < 1e-10
         if training:  # and leaves the same statistics behind
             after = net.extract(arch)
             for (name, a), b in zip(child.named_buffers(), after.buffers(), strict=True):
@@ -148,17 +148,17 @@ def test_the_child_exports(small):
     assert relative(exported(images()), small(images(), arch)) < 1e-5
 
 
-def test_gradients_are_those_of_the_child_and_zero_outside_of_the_slices(small):
-    net = small.train()
+def test_gradients_are_those_of_the_child_and_zero_outside_of_the_slices():
+    net = small_net().double().train()
     arch = net.space.join(operator=(0, 1, 2, 3) * 2, width=(0, 2, 9, 4, 1, 8, 3, 5))
     child = net.extract(arch, affine=False)
-    for call in (lambda: net(images(), arch), lambda: child(images())):
+    for call in (lambda: net(images().double(), arch), lambda: child(images().double())):
         torch.manual_seed(0)
         F.cross_entropy(call(), torch.arange(4) % 3).backward()
     theirs = list(child.parameters())
     for parameter, expected in zip(net.path_parameters(arch), theirs, strict=True):
         inside = leading(parameter.grad, tuple(expected.shape))
-        torch.testing.assert_close(inside, expected.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(inside, expected.grad, rtol=1e-8, atol=1e-10)
         rest = parameter.grad.clone()
         leading(rest, tuple(expected.shape)).zero_()
         assert not rest.any()
