@@ -20,6 +20,8 @@ from spos_kernels.layout import as_nhwc
 
 __all__ = ["Branch", "ConvBN", "choice_block_reference"]
 
+LONGEST_CHAIN = 6  # that of "xception"
+
 
 class ConvBN(NamedTuple):
     """The tensors of a convolution without bias and of the batch normalisation behind it.
@@ -197,8 +199,11 @@ def _chain(
             )
         layers.append(Layer(tensors, is_depthwise, kernel, step, channels, weight.shape[0], height, width))
         channels = weight.shape[0]
-    if len(layers) < 2 or layers[-1].is_depthwise:
-        raise ValueError(f"{where} has {len(layers)} convolutions: expected a depthwise one and, last, a pointwise one")
+    if not 2 <= len(layers) <= LONGEST_CHAIN or layers[-1].is_depthwise:
+        raise ValueError(
+            f"{where} has {len(layers)} convolutions: expected at most {LONGEST_CHAIN}, a depthwise one and, "
+            "last, a pointwise one"
+        )
     return tuple(layers)
 
 
