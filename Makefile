@@ -13,7 +13,16 @@ PACKAGING := pyproject.toml setup.py constraints.txt
 BENCH := MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=33554432 $(BIN)/python -m pytest benchmarks \
   --benchmark-only --benchmark-quiet
 
-.PHONY: help setup build demo test lint format bench bench-full test-lowest wheel clean
+# The sanitized build is a package folder of its own, first on the import path. The runtimes come before everything else,
+# libstdc++ with them so that they find what it exports. Memory that nobody wrote is NaN. Reports go to files: pytest and
+# tests that start a process would swallow them. Leaks are Python's own business.
+SANITIZED := build/sanitized
+SANITIZE = env PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 \
+  LD_PRELOAD="$$(for l in asan ubsan stdc++; do $${CXX:-c++} -print-file-name=lib$$l.so; done | paste -sd:)" \
+  ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1000000000:malloc_fill_byte=255:log_path=$(CURDIR)/$(SANITIZED)/report \
+  UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/$(SANITIZED)/report $(BIN)/python
+
+.PHONY: help setup build demo test lint format bench bench-full test-lowest sanitize wheel clean
 
 help:
 	@echo "make demo         search a network for MNIST, with a report (8 minutes on two cores)"
@@ -21,6 +30,7 @@ help:
 	@echo "make lint         ruff, mypy, clang-format"
 	@echo "make bench        the main benchmarks (5 minutes); make bench-full: all of them"
 	@echo "make test-lowest  run the tests with the lowest supported torch (downloads several GB)"
+	@echo "make sanitize     run the kernels' tests with address and undefined-behaviour checks (5 minutes to compile)"
 	@echo "make wheel        build the wheel, then import and run it in a second environment"
 	@echo "make build        compile what changed;  make format: format all sources;  make clean: remove what was made"
 
@@ -76,6 +86,15 @@ test-lowest: $(VENV)/.built
 	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	@$(LOWEST)/bin/python -m pip --disable-pip-version-check -q install 'torch==2.10.*' -e '.[demo,test]'
 	@$(LOWEST)/bin/python -m pytest
+
+sanitize: $(VENV)/.installed
+	@rm -rf $(SANITIZED)
+	@echo "sanitize: compiling"
+	@SPOS_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib $(SANITIZED) > $(VENV)/sanitize.log 2>&1 || \
+	  { cat $(VENV)/sanitize.log >&2; exit 1; }
+	@$(SANITIZE) -c 'import spos_kernels._C as module; print("sanitize: testing", module.__file__)'
+	@$(SANITIZE) -m pytest tests/spos_kernels; status=$$?; \
+	  if ls $(SANITIZED)/report.* > /dev/null 2>&1; then cat $(SANITIZED)/report.*; exit 1; fi; exit $$status
 
 # The second environment borrows torch and the other dependencies from the first through a path file, which does not
 # bring the first one's editable install along; the wheel itself is installed for real.

@@ -2,8 +2,10 @@
 
 The build folder is kept (build/cmake-*), and what the compiler sees in it never moves: pip's isolated build environment
 has a new path each time, so pybind11's headers are copied out of it. Hence a second build compiles changed files only.
+SPOS_SANITIZE=1 builds with sanitizers, in a folder of its own (see `make sanitize`).
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -45,7 +47,9 @@ class CMakeBuild(build_ext):
             if complaint:
                 sys.exit("error: " + complaint)
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+        sanitize = os.environ.get("SPOS_SANITIZE") == "1"
+        kind = "sanitize" if sanitize else "cmake"
+        build = ROOT / "build" / f"{kind}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
         build.mkdir(parents=True, exist_ok=True)
         cmake = program("cmake")
         configure = [
@@ -53,6 +57,7 @@ class CMakeBuild(build_ext):
             f"-DPYTHON_INCLUDE_DIR={sysconfig.get_paths()['include']}",
             f"-DPYBIND11_INCLUDE_DIR={pybind11_headers(build)}",
             f"-DEXTENSION_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
+            f"-DSPOS_SANITIZE={'ON' if sanitize else 'OFF'}",
         ]
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
         subprocess.run([cmake, "--build", build], check=True)
