@@ -72,7 +72,12 @@ void sums_pass(Pixels<const T> x, int64_t rows, int64_t channels, ColumnSums<T> 
         constexpr bool whole = decltype(full)::value;
         typename V::Value shift, sum, square;
         if (start && first == 0) {
-            shift = load_some<V, whole>(x.data + c, count);
+            // Their mean, since any one may be a corner of the map, far from all others.
+            const T share = T(1) / static_cast<T>(rows);
+            shift = V::zero();
+            for (int64_t row = 0; row < rows; ++row)
+                shift = V::add(load_some<V, whole>(x.data + row * x.stride + c, count), shift);
+            shift = V::multiply_add(shift, V::broadcast(&share), V::zero());
             sum = square = V::zero();
             store_some<V, whole>(sums.shift + c, shift, count);
         } else {

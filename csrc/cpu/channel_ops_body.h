@@ -59,7 +59,7 @@ struct ChannelOps {
     int lanes;
     // to = x * scale + shift, then max(., 0) if relu.
     void (*affine)(Pixels<const T> x, Pixels<T> to, int64_t rows, int64_t channels, Affine<T>, bool relu);
-    // Adds the rows to the sums; `start` makes the first row the shift and clears them.
+    // Adds the rows to the sums; `start` clears them and makes the mean of the rows the shift.
     void (*sums)(Pixels<const T> x, int64_t rows, int64_t channels, ColumnSums<T>, bool start);
     // g = dy where scale * z + shift > 0, else 0, written to `to` unless that is null (may be dy);
     // sum += g, product += g * (z - mean).

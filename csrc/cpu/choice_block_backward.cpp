@@ -51,6 +51,9 @@ class Backward {
           threads_(threads) {}
 
     size_t run() {
+        int64_t widest = block_.inputs;
+        for (const ConvNorm<T>& layer : block_.main) widest = std::max(widest, layer.outputs);
+        totals_ = arena_.take<double>(widest);
         const int64_t passed = block_.stride == 1 ? block_.inputs / 2 : block_.inputs;
         chain(block_.main, block_.main_count, passed, false);
         chain(block_.proj, block_.proj_count, 0, true);
@@ -91,17 +94,17 @@ class Backward {
         }
     }
 
-    // Adds up [part][sum, product][channels] in the order of the parts.
-    static void combine_parts(const T* sums, int64_t parts, int64_t channels, const Layer& own) {
-        for (int64_t c = 0; c < channels; ++c) {
-            double sum = 0, product = 0;
-            for (int64_t part = 0; part < parts; ++part) {
-                sum += sums[part * 2 * channels + c];
-                product += sums[(part * 2 + 1) * channels + c];
-            }
-            own.sum[c] = static_cast<T>(sum);
-            own.product[c] = static_cast<T>(product);
-        }
+    // Adds up [part][channels], parts part_stride apart, in the order of the parts.
+    void add_parts(const T* from, int64_t parts, int64_t part_stride, int64_t channels, T* to) {
+        std::fill(totals_, totals_ + channels, 0.0);
+        for (int64_t part = 0; part < parts; ++part)
+            for (int64_t c = 0; c < channels; ++c) totals_[c] += from[part * part_stride + c];
+        for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<T>(totals_[c]);
+    }
+
+    void combine_parts(const T* sums, int64_t parts, int64_t channels, const Layer& own) {
+        add_parts(sums, parts, 2 * channels, channels, own.sum);
+        add_parts(sums + channels, parts, 2 * channels, channels, own.product);
     }
 
     // dy_channel: where the chain's output starts in dy. add: dx holds another chain's gradient already.
@@ -168,11 +171,18 @@ class Backward {
         T* const dz_sums = arena_.take<T>(parts.count * outputs);
         T* const dz_sum = arena_.take<T>(outputs);
         T* const dz_all = arena_.take<T>(at_once ? threads_ * piece * outputs : pixels * outputs);
-        T* const x_all = arena_.take<T>(!split || !wgrad ? 0 : at_once ? threads_ * piece * inputs : pixels * inputs);
+        // A mean far from zero would take the digits of wgrad's sums: such inputs are centred first, others read in
+        // place.
+        const bool centre = place.previous && wgrad && (counting_ || is_far_from_zero(*place.previous));
+        const bool copied = split || centre;
+        T* const x_all = arena_.take<T>(!copied || !wgrad ? 0 : at_once ? threads_ * piece * inputs : pixels * inputs);
+        T* const ones = arena_.take<T>(centre ? inputs : 0);
+        T* const minus_mean = arena_.take<T>(centre ? inputs : 0);
         T* const dx_all = arena_.take<T>(split ? threads_ * piece * inputs : 0);
         T* const partial = arena_.take<T>(wgrad ? cut.parts.count * inputs * outputs : 0);
         if (counting_) return;
 
+        for (int64_t i = 0; centre && i < inputs; ++i) ones[i] = 1, minus_mean[i] = -place.previous->mean[i];
         if (dgrad) {
             const int64_t panels = gemm_.panels(inputs);
             constexpr int64_t worth_a_team = 65536;  // elements
@@ -191,11 +201,14 @@ class Backward {
                                        {dz, outputs}, rows, outputs, affine_of(own.norm, layer), own.gradient, last,
                                        sum);
                     Pixels<const T> x{nullptr, 0};
-                    if (split && wgrad) {
-                        T* const odd = at_once ? x_all + slot * piece * inputs : x_all + row * inputs;
-                        ops_.split({block_.x + row * block_.x_stride, block_.x_stride}, {nullptr, 0}, {odd, inputs},
-                                   rows, inputs);
-                        x = {odd, inputs};
+                    if (copied && wgrad) {
+                        T* const copy = at_once ? x_all + slot * piece * inputs : x_all + row * inputs;
+                        x = {copy, inputs};
+                        const Pixels<const T> from = input_of(place, row);
+                        if (split)
+                            ops_.split(from, {nullptr, 0}, {copy, inputs}, rows, inputs);
+                        else
+                            ops_.affine(from, {copy, inputs}, rows, inputs, {ones, minus_mean, nullptr}, false);
                     } else if (wgrad) {
                         x = input_of(place, row);
                     }
@@ -228,11 +241,7 @@ class Backward {
             }
             return;
         }
-        for (int64_t o = 0; o < outputs; ++o) {
-            double sum = 0;
-            for (int64_t part = 0; part < parts.count; ++part) sum += dz_sums[part * outputs + o];
-            dz_sum[o] = static_cast<T>(sum);
-        }
+        add_parts(dz_sums, parts.count, outputs, outputs, dz_sum);
         if (!at_once) {
             parallel_for(cut.parts.count * cut.groups, threads_, [&](int64_t begin, int64_t end) {
                 for (int64_t task = begin; task < end; ++task) {
@@ -241,14 +250,21 @@ class Backward {
                     for (int64_t row = cut.parts.begin(part); row < cut.parts.end(part); row += piece) {
                         const int64_t rows = std::min(piece, cut.parts.end(part) - row);
                         const Pixels<const T> x =
-                            split ? Pixels<const T>{x_all + row * inputs, inputs} : input_of(place, row);
+                            copied ? Pixels<const T>{x_all + row * inputs, inputs} : input_of(place, row);
                         multiply_wgrad(dz_all + row * outputs, outputs, x, rows, first, last, inputs,
                                        partial + part * inputs * outputs, row != cut.parts.begin(part));
                     }
                 }
             });
         }
-        combine_wgrad(place, previous, partial, cut.parts.count, dz_sum);
+        combine_wgrad(place, previous, partial, cut.parts.count, dz_sum, centre);
+    }
+
+    static bool is_far_from_zero(const ConvNorm<T>& layer) {
+        constexpr T most = 16;  // mean^2 / variance
+        for (int64_t c = 0; c < layer.outputs; ++c)
+            if (layer.mean[c] * layer.mean[c] > most * layer.variance[c]) return true;
+        return false;
     }
 
     Pixels<const T> input_of(const Place<T>& place, int64_t row) const {
@@ -267,13 +283,15 @@ class Backward {
         gemm_.gemm(call);
     }
 
-    void combine_wgrad(const Place<T>& place, const Layer& previous, const T* partial, int64_t parts, const T* dz_sum) {
+    void combine_wgrad(const Place<T>& place, const Layer& previous, const T* partial, int64_t parts, const T* dz_sum,
+                       bool centred) {
         const ConvNorm<T>& layer = *place.layer;
         CombineWgrad<T> call{};
         call.partial = partial, call.parts = parts, call.part_stride = layer.inputs * layer.outputs;
         call.outputs = layer.outputs, call.inputs = layer.inputs;
         call.weight = layer.weight, call.weight_stride = layer.weight_stride;
-        call.scale = previous.norm.scale, call.shift = previous.norm.shift, call.dz_sum = dz_sum;
+        call.scale = previous.norm.scale, call.dz_sum = dz_sum;
+        call.shift = centred ? place.previous->beta : previous.norm.shift;
         call.dweight = layer.dweight, call.product = previous.product, call.total = previous.sum;
         const int64_t vectors = (layer.inputs + ops_.lanes - 1) / ops_.lanes;
         constexpr int64_t worth_a_team = 65536;  // elements
@@ -286,7 +304,8 @@ class Backward {
         });
         if (!place.previous) return;
         // sum of dn * z becomes sum of dn * (z - mean)
-        for (int64_t i = 0; i < layer.inputs; ++i) previous.product[i] -= place.previous->mean[i] * previous.sum[i];
+        for (int64_t i = 0; !centred && i < layer.inputs; ++i)
+            previous.product[i] -= place.previous->mean[i] * previous.sum[i];
         finish_layer(*place.previous, previous, place.in_pixels);
     }
 
@@ -408,6 +427,7 @@ class Backward {
     Arena arena_;
     bool counting_;
     int threads_;
+    double* totals_ = nullptr;
 };
 
 }  // namespace

@@ -39,6 +39,7 @@ struct Panel {
     int64_t c_m;
     int count;       // columns in the last vector
     bool load, end;  // add to C; this is the last block of k
+    bool ask;        // A's rows are met for the first time
     const T* bias;
     bool relu;
     ColumnSums<T> sums;
@@ -59,6 +60,7 @@ SPOS_INLINE void store_columns(typename V::Scalar* to, typename V::Value value, 
 
 template <class V, int MR, int NV, bool Full>
 SPOS_INLINE void finish_tile(const Panel<V>& panel, typename V::Value (&sum)[MR][NV], bool first_rows) {
+    using T = typename V::Scalar;
     using Value = typename V::Value;
     if (panel.bias) {
         SPOS_UNROLL
@@ -81,7 +83,11 @@ SPOS_INLINE void finish_tile(const Panel<V>& panel, typename V::Value (&sum)[MR]
             const int at = j * V::lanes;
             Value total = V::zero(), square = V::zero(), shift;
             if (first_rows) {
-                shift = sum[0][j];
+                // Close to the mean already: one row would be some deviations off in some columns.
+                const T share = T(1) / MR;
+                shift = V::zero();
+                SPOS_UNROLL
+                for (int r = 0; r < MR; ++r) shift = V::multiply_add(sum[r][j], V::broadcast(&share), shift);
                 store_columns<V, Full>(panel.sums.shift + at, shift, panel.count);
             } else {
                 shift = load_columns<V, Full>(panel.sums.shift + at, panel.count);
@@ -112,6 +118,17 @@ void tile(const Panel<V>& panel, int64_t row) {
         SPOS_UNROLL
         for (int j = 0; j < NV; ++j)
             sum[r][j] = panel.load ? load_columns<V, Full>(c + r * c_m + j * V::lanes, panel.count) : V::zero();
+    }
+    // The next tile's rows are asked for in time: short rows at a distance are no stream that the hardware follows.
+    SPOS_UNROLL
+    for (int r = 0; r < MR; ++r) {
+        if (panel.end) {
+            SPOS_UNROLL
+            for (int j = 0; j < NV; ++j) __builtin_prefetch(c + (MR + r) * c_m + j * V::lanes, 1);
+        }
+        if (panel.ask)
+            for (int64_t k = 0; k < panel.k; k += 64 / sizeof(T))
+                __builtin_prefetch(panel.a + (row + MR + r) * a_m + k * a_k);
     }
     // Three rows a pointer: an address is then base + {0, 1, 2} * a_m, which needs no register of its own.
     constexpr int pointers = (MR + 2) / 3;
@@ -207,6 +224,7 @@ void gemm(const Gemm<typename V::Scalar>& call) {
                                  count,
                                  call.accumulate || block > 0,
                                  end == call.k,
+                                 column == 0 && call.a_m > call.a_k,
                                  at(call.bias),
                                  call.relu,
                                  {at(call.sums.shift), at(call.sums.sum), at(call.sums.square)}};

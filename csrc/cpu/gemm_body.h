@@ -10,8 +10,9 @@
 
 namespace spos {
 
-// Per-column statistics of the rows of C, as sums of differences from `shift`, which the call sets to its first row:
-// without it a mean much larger than the deviation would cancel the digits of the sum of squares. Each has n elements.
+// Per-column statistics of the rows of C, as sums of differences from `shift`, which the call sets to the mean of a few
+// rows: without it a mean much larger than the deviation would cancel the digits of the sum of squares. Each has n
+// elements.
 template <typename T>
 struct ColumnSums {
     T* shift;
