@@ -1,5 +1,7 @@
 """Types of the compiled module. Private: it checks what memory safety needs and nothing more."""
 
+from typing import Any
+
 from torch import Tensor
 
 class Isa:
@@ -59,3 +61,42 @@ def choice_block_backward(
     threads: int,
 ) -> None: ...
 def choice_block_update(statistics: Tensor, running: tuple[tuple[Tensor, Tensor, float, int], ...]) -> None: ...
+def sliced_conv2d_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    out_offset: int,
+    in_offset: int,
+    stride: int,
+    padding: int,
+    groups: int,
+    isa: Isa,
+    threads: int,
+) -> None: ...
+def sliced_conv2d_dgrad(
+    dy: Tensor,
+    weight: Tensor,
+    dx: Tensor,
+    out_offset: int,
+    in_offset: int,
+    stride: int,
+    padding: int,
+    groups: int,
+    isa: Isa,
+    threads: int,
+) -> None: ...
+def sliced_conv2d_wgrad(
+    x: Tensor,
+    dy: Tensor,
+    dweight: Tensor,
+    out_offset: int,
+    in_offset: int,
+    stride: int,
+    padding: int,
+    groups: int,
+    accumulate: bool,
+    isa: Isa,
+    threads: int,
+) -> None: ...
+def sgd_step(updates: list[tuple[Any, ...]], isa: Isa, threads: int) -> None: ...

@@ -6,17 +6,28 @@ from spos_kernels.backends import BackendStatus, backends, isa, use_backend
 from spos_kernels.choice_block import choice_block
 from spos_kernels.choice_block_reference import Branch, ConvBN, choice_block_reference
 from spos_kernels.depthwise_conv2d import DepthwiseConv2d, depthwise_conv2d, depthwise_conv2d_reference
+from spos_kernels.gradient_sink import GradientSink, sliced_parameter
+from spos_kernels.sgd import SGD
+from spos_kernels.sliced_conv2d import sliced_conv2d, sliced_conv2d_reference
+from spos_kernels.sliced_linear import sliced_linear, sliced_linear_reference
 
 __all__ = [
+    "SGD",
     "BackendStatus",
     "Branch",
     "ConvBN",
     "DepthwiseConv2d",
+    "GradientSink",
     "backends",
     "choice_block",
     "choice_block_reference",
     "depthwise_conv2d",
     "depthwise_conv2d_reference",
     "isa",
+    "sliced_conv2d",
+    "sliced_conv2d_reference",
+    "sliced_linear",
+    "sliced_linear_reference",
+    "sliced_parameter",
     "use_backend",
 ]

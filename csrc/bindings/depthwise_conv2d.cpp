@@ -20,12 +20,6 @@ struct Options {
     int64_t threads;
 };
 
-void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
-    if (value < low || value > high)
-        throw py::value_error(std::string(name) + " = " + std::to_string(value) + ": expected an integer from " +
-                              std::to_string(low) + " to " + std::to_string(high));
-}
-
 // The sizes of a call, from its input-like tensor x [N, C, H, W], output-like y [N, C, H', W'] and weight [C, 1, k, k].
 DepthwiseConv2d describe(const Tensor& x, const char* x_name, const Tensor& y, const char* y_name, const Tensor& weight,
                          const char* weight_name, const Options& options) {

@@ -18,4 +18,6 @@ PYBIND11_MODULE(_C, module) {
     spos::bind_ceilings(module);
     spos::bind_choice_block(module);
     spos::bind_depthwise_conv2d(module);
+    spos::bind_sgd(module);
+    spos::bind_sliced_conv2d(module);
 }

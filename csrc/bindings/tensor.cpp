@@ -145,6 +145,12 @@ void check_same_dtype(const Tensor& tensor, const char* name, const Tensor& othe
         throw py::type_error(std::string(name) + " and " + other_name + " differ in dtype (float32 and float64)");
 }
 
+void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
+    if (value < low || value > high)
+        throw py::value_error(std::string(name) + " = " + std::to_string(value) + ": expected an integer from " +
+                              std::to_string(low) + " to " + std::to_string(high));
+}
+
 std::string to_string(const int64_t* values, int count) {
     std::string result = "[";
     for (int i = 0; i < count; ++i) result += (i ? ", " : "") + std::to_string(values[i]);

@@ -46,6 +46,7 @@ NhwcStrides nhwc_strides(const Tensor& tensor, const char* name);
 void check_shape(const Tensor& tensor, const char* name, std::initializer_list<int64_t> expected);
 void check_contiguous(const Tensor& tensor, const char* name);
 void check_same_dtype(const Tensor& tensor, const char* name, const Tensor& other, const char* other_name);
+void check_range(const char* name, int64_t value, int64_t low, int64_t high);
 
 std::string to_string(const int64_t* values, int count);
 

@@ -9,10 +9,9 @@
 #include <cstdint>
 
 #include "core/isa.h"
+#include "cpu/pass.h"
 
 namespace spos {
-
-enum class Pass { forward, dgrad, wgrad };
 
 // Preconditions, which the callers check: kernel is 3, 5 or 7; stride 1 or 2; 0 <= padding < kernel; batch >= 0,
 // channels, heights and widths >= 1; out = (in + 2 * padding - kernel) / stride + 1 in both directions.
