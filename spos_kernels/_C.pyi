@@ -45,6 +45,17 @@ def choice_block_forward(
     isa: Isa,
     threads: int,
 ) -> None: ...
+def choice_block_inference(
+    x: Tensor,
+    main: ChainArgument,
+    proj: ChainArgument,
+    y: Tensor,
+    statistics: Tensor,
+    stride: int,
+    eps: float,
+    isa: Isa,
+    threads: int,
+) -> bool: ...
 def choice_block_backward(
     dy: Tensor,
     x: Tensor,

@@ -65,7 +65,10 @@ def choice_block(
     given = None if training else _running(layers)
     options = (len(block.main), stride, eps, backend)
     if is_plain(*(t for t in (block.x, *bank) if t is not None)):
-        y, statistics = _Eager.apply(block.x, given, *options, *bank)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (block.x, *bank) if t is not None):
+            y, statistics = _Eager.apply(block.x, given, *options, *bank)
+        else:
+            y, statistics, _ = _forward(block.x, bank, given, *options, kept=False)
     else:
         y, statistics, _ = torch.ops.spos_kernels.choice_block(block.x, bank, given, *options)
     if training:
@@ -162,13 +165,32 @@ def _chains(bank: Sequence[Tensor | None], main: int) -> tuple[tuple[Any, ...], 
 
 
 def _forward(
-    x: Tensor, bank: Sequence[Tensor | None], given: Tensor | None, main: int, stride: int, eps: float, backend: str
+    x: Tensor,
+    bank: Sequence[Tensor | None],
+    given: Tensor | None,
+    main: int,
+    stride: int,
+    eps: float,
+    backend: str,
+    kept: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, the batch's statistics (empty where they are given), and the outputs of the convolutions."""
-    y, statistics, saved = _forward_fake(x, bank, given, main, stride, eps, backend)
+    """Return y, the batch's statistics (empty where they are given), and the outputs of the convolutions.
+
+    `kept` False: nothing is wanted for backward, and the last may be empty.
+    """
+    shape = _Shape(x, bank, main, stride)
+    y = empty_nhwc(shape.y, like=x)
+    x, chains, threads = _dense_pixels(x), _chains(bank, main), threads_for(shape.multiply_adds)
+    none = x.new_empty(0)
+    if not kept and given is not None:
+        done = _C.choice_block_inference(x, *chains, y, given, stride, eps, ISA, threads)
+        if done:
+            return y, none, none
+    saved = x.new_empty(shape.kept)
+    statistics = x.new_empty(shape.statistics) if given is None else none
     _C.choice_block_forward(
-        _dense_pixels(x),
-        *_chains(bank, main),
+        x,
+        *chains,
         y,
         saved,
         statistics if given is None else given,
@@ -176,7 +198,7 @@ def _forward(
         given is None,
         eps,
         ISA,
-        threads_for(_Shape(x, bank, main, stride).multiply_adds),
+        threads,
     )
     return y, statistics, saved
 

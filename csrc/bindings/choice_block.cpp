@@ -122,20 +122,22 @@ void for_layers(ChoiceBlock<T>& block, const Visit& visit) {
     chain(block.proj, block.proj_count);
 }
 
-// Points the layers into the flat tensors. statistics: of each layer mean, then biased variance.
+// Points the layers into the flat tensors. statistics: of each layer mean, then biased variance. saved: null for none.
 template <typename T>
-void place_layers(ChoiceBlock<T>& block, const Tensor& saved, const Tensor& statistics) {
+void place_layers(ChoiceBlock<T>& block, const Tensor* saved, const Tensor& statistics) {
     int64_t kept = 0, channels = 0;
     for_layers(block, [&](ConvNorm<T>& layer, int64_t pixels) {
-        layer.z = saved.as<T>() + kept;
+        layer.z = saved ? saved->as<T>() + kept : nullptr;
         layer.mean = statistics.as<T>() + channels;
         layer.variance = layer.mean + layer.outputs;
         kept += pixels * layer.outputs;
         channels += 2 * layer.outputs;
     });
-    check_shape(saved, "saved", {kept});
+    if (saved) {
+        check_shape(*saved, "saved", {kept});
+        check_contiguous(*saved, "saved");
+    }
     check_shape(statistics, "statistics", {channels});
-    check_contiguous(saved, "saved");
     check_contiguous(statistics, "statistics");
 }
 
@@ -179,7 +181,7 @@ void forward(py::handle x_object, py::tuple main, py::tuple proj, py::handle y_o
     dispatch(x, [&](auto element) {
         using T = decltype(element);
         ChoiceBlock<T> block = read_block<T>(x, options);
-        place_layers(block, saved, statistics);
+        place_layers(block, &saved, statistics);
         outputs_of(x, y, block.main[block.main_count - 1].outputs, stride);
         check_dense(y, "y");
         const int team = threads_of(options);
@@ -188,6 +190,32 @@ void forward(py::handle x_object, py::tuple main, py::tuple proj, py::handle y_o
         py::gil_scoped_release release;
         choice_block_forward(own, block, y.as<T>(), workspace.get(), team);
     });
+}
+
+// Forward that keeps nothing. False, with y left as it is, where choice_block_forward is the better way.
+bool inference(py::handle x_object, py::tuple main, py::tuple proj, py::handle y_object, py::handle statistics_object,
+               int64_t stride, double eps, Isa isa, int64_t threads) {
+    const Options options{main, proj, stride, false, eps, isa, threads};
+    const Tensor x = read_tensor(x_object, "x"), y = read_tensor(y_object, "y");
+    const Tensor statistics = read_tensor(statistics_object, "statistics");
+    for (const auto& [tensor, name] : {std::pair{&y, "y"}, {&statistics, "statistics"}})
+        check_same_dtype(*tensor, name, x, "x");
+    bool done = false;
+    dispatch(x, [&](auto element) {
+        using T = decltype(element);
+        ChoiceBlock<T> block = read_block<T>(x, options);
+        place_layers<T>(block, nullptr, statistics);
+        outputs_of(x, y, block.main[block.main_count - 1].outputs, stride);
+        check_dense(y, "y");
+        done = choice_block_inference_fits(block);
+        if (!done) return;
+        const int team = threads_of(options);
+        const Isa own = isa_for<T>(options);
+        const Workspace workspace(choice_block_inference_workspace(own, block, team));
+        py::gil_scoped_release release;
+        choice_block_inference(own, block, y.as<T>(), workspace.get(), team);
+    });
+    return done;
 }
 
 // gradients: per layer (dweight or None, dgamma or None, dbeta or None), main, then proj.
@@ -223,7 +251,7 @@ void backward(py::handle dy_object, py::handle x_object, py::tuple main, py::tup
     dispatch(x, [&](auto element) {
         using T = decltype(element);
         ChoiceBlock<T> block = read_block<T>(x, options);
-        place_layers(block, saved, statistics);
+        place_layers(block, &saved, statistics);
         read_gradients(block, gradients, x.dtype);
         outputs_of(x, dy, block.main[block.main_count - 1].outputs, stride);
         const NhwcStrides strides = nhwc_strides(dy, "dy");
@@ -282,6 +310,8 @@ void bind_choice_block(py::module_& module) {
     module.def("choice_block_forward", &forward, py::arg("x"), py::arg("main"), py::arg("proj"), py::arg("y"),
                py::arg("saved"), py::arg("statistics"), py::arg("stride"), py::arg("training"), py::arg("eps"),
                py::arg("isa"), py::arg("threads"));
+    module.def("choice_block_inference", &inference, py::arg("x"), py::arg("main"), py::arg("proj"), py::arg("y"),
+               py::arg("statistics"), py::arg("stride"), py::arg("eps"), py::arg("isa"), py::arg("threads"));
     module.def("choice_block_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("main"), py::arg("proj"),
                py::arg("saved"), py::arg("statistics"), py::arg("dx"), py::arg("gradients"), py::arg("stride"),
                py::arg("training"), py::arg("eps"), py::arg("isa"), py::arg("threads"));

@@ -64,6 +64,16 @@ size_t choice_block_backward_workspace(Isa isa, const ChoiceBlock<T>& block, T* 
 template <typename T>
 void choice_block_forward(Isa isa, const ChoiceBlock<T>& block, T* y, void* workspace, int threads);
 
+// The same where nothing is kept for backward and the statistics are given (training is false, z is null): y alone.
+template <typename T>
+size_t choice_block_inference_workspace(Isa isa, const ChoiceBlock<T>& block, int threads);
+template <typename T>
+void choice_block_inference(Isa isa, const ChoiceBlock<T>& block, T* y, void* workspace, int threads);
+
+// Whether there is enough for every thread to do: otherwise choice_block_forward is faster.
+template <typename T>
+bool choice_block_inference_fits(const ChoiceBlock<T>& block);
+
 // dy with pixels dy_stride apart; dx dense like x, or null if not wanted.
 template <typename T>
 void choice_block_backward(Isa isa, const ChoiceBlock<T>& block, const T* dy, int64_t dy_stride, T* dx, void* workspace,

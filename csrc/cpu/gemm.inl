@@ -39,7 +39,6 @@ struct Panel {
     int64_t c_m;
     int count;       // columns in the last vector
     bool load, end;  // add to C; this is the last block of k
-    bool ask;        // A's rows are met for the first time
     const T* bias;
     bool relu;
     ColumnSums<T> sums;
@@ -118,17 +117,6 @@ void tile(const Panel<V>& panel, int64_t row) {
         SPOS_UNROLL
         for (int j = 0; j < NV; ++j)
             sum[r][j] = panel.load ? load_columns<V, Full>(c + r * c_m + j * V::lanes, panel.count) : V::zero();
-    }
-    // The next tile's rows are asked for in time: short rows at a distance are no stream that the hardware follows.
-    SPOS_UNROLL
-    for (int r = 0; r < MR; ++r) {
-        if (panel.end) {
-            SPOS_UNROLL
-            for (int j = 0; j < NV; ++j) __builtin_prefetch(c + (MR + r) * c_m + j * V::lanes, 1);
-        }
-        if (panel.ask)
-            for (int64_t k = 0; k < panel.k; k += 64 / sizeof(T))
-                __builtin_prefetch(panel.a + (row + MR + r) * a_m + k * a_k);
     }
     // Three rows a pointer: an address is then base + {0, 1, 2} * a_m, which needs no register of its own.
     constexpr int pointers = (MR + 2) / 3;
@@ -224,7 +212,6 @@ void gemm(const Gemm<typename V::Scalar>& call) {
                                  count,
                                  call.accumulate || block > 0,
                                  end == call.k,
-                                 column == 0 && call.a_m > call.a_k,
                                  at(call.bias),
                                  call.relu,
                                  {at(call.sums.shift), at(call.sums.sum), at(call.sums.square)}};
@@ -260,6 +247,7 @@ void pack_column(const PackB<typename V::Scalar>& call, int64_t column, int coun
     using T = typename V::Scalar;
     const T* const from = call.weight + column * call.stride_n;
     const auto scale_k = [&call](int64_t k) { return call.scale_k ? call.scale_k[k] : T(1); };
+    const T* const scale_n = call.scale_n ? call.scale_n + column : nullptr;
     int64_t k = 0;
     if (call.stride_k == 1 && count == V::lanes) {
         for (; k + V::lanes <= call.k; k += V::lanes) {
@@ -270,14 +258,17 @@ void pack_column(const PackB<typename V::Scalar>& call, int64_t column, int coun
             SPOS_UNROLL
             for (int i = 0; i < V::lanes; ++i) {
                 const T scale = scale_k(k + i);
-                V::store(to + (k + i) * width, V::multiply_add(rows[i], V::broadcast(&scale), V::zero()));
+                auto value = V::multiply_add(rows[i], V::broadcast(&scale), V::zero());
+                if (scale_n) value = V::multiply_add(value, V::load(scale_n), V::zero());
+                V::store(to + (k + i) * width, value);
             }
         }
     }
     for (; k < call.k; ++k) {
         const T scale = scale_k(k);
         for (int i = 0; i < V::lanes; ++i)
-            to[k * width + i] = i < count ? from[k * call.stride_k + i * call.stride_n] * scale : T(0);
+            to[k * width + i] =
+                i < count ? from[k * call.stride_k + i * call.stride_n] * scale * (scale_n ? scale_n[i] : T(1)) : T(0);
     }
 }
 

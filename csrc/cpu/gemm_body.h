@@ -36,8 +36,8 @@ struct Gemm {
     ColumnSums<T> sums = {};  // of the final C; null pointers for none
 };
 
-// B[k, n] = weight[k * stride_k + n * stride_n] * (scale_k ? scale_k[k] : 1), for the panels of columns from
-// first_panel up to end_panel.
+// B[k, n] = weight[k * stride_k + n * stride_n] * scale_k[k] * scale_n[n], null scales being 1, for the panels of
+// columns from first_panel up to end_panel.
 template <typename T>
 struct PackB {
     int64_t n, k;
@@ -46,6 +46,7 @@ struct PackB {
     const T* scale_k;
     T* packed;  // packed_size(n, k) elements for all panels
     int64_t first_panel = 0, end_panel = INT64_MAX;
+    const T* scale_n = nullptr;
 };
 
 template <typename T>
