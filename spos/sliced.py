@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spos.choices import WidthChoice, current_path
+from spos_kernels import sliced_conv2d, sliced_linear, sliced_parameter
+from spos_kernels.gradient_sink import Extent, slice_of
 
 Width = int | WidthChoice
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -25,7 +27,8 @@ class SlicedModule(nn.Module):
     """A layer that uses the leading part of its weights and buffers, as far as its WidthChoices say.
 
     A layer of your own that slices derives from this beside its torch class, keeps its WidthChoices as submodules and
-    defines the two methods; costs, extraction and the optimizer then know what it uses.
+    defines the two methods; costs and extraction then know what it uses. Its `forward` takes its slices by
+    `spos_kernels.sliced_parameter` or `sliced_conv2d`, so that training leaves alone what lies outside of them.
     """
 
     def slices(self, arch: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -54,19 +57,31 @@ def leading(tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return tensor[tuple(slice(n) for n in sizes)]
 
 
-def in_force(layer: nn.Module, name: str) -> Tensor | None:
-    """Return a layer's parameter or buffer, of a sliced layer the view of what the path of the running call uses."""
-    tensor: Tensor | None = getattr(layer, name)
-    if tensor is None or not isinstance(layer, SlicedModule):
-        return tensor
-    return leading(tensor, layer.slices(current_path(layer)).get(name, ()))
+def in_force(layer: nn.Module, *names: str) -> list[Tensor | None]:
+    """Return a layer's parameters and buffers, of a sliced layer the views of what the path of the running call uses.
+
+    Gradients of the views go to the `spos_kernels.GradientSink` in force, where there is one.
+    """
+    tensors: list[Tensor | None] = [getattr(layer, name) for name in names]
+    if not isinstance(layer, SlicedModule):
+        return tensors
+    sizes = layer.slices(current_path(layer))
+    return [
+        t if t is None or name not in sizes else slice_of(t, _extent(t, sizes[name]))
+        for name, t in zip(names, tensors, strict=True)
+    ]
+
+
+def _extent(tensor: Tensor, sizes: tuple[int, ...]) -> Extent:
+    columns = sizes[1] if len(sizes) > 1 else tensor.shape[1] if tensor.dim() > 1 else 1
+    return Extent(0, sizes[0], 0, columns)
 
 
 class SlicedConv2d(SlicedModule, nn.Conv2d):
     """`nn.Conv2d` of which `in_channels`, `out_channels` or both are a WidthChoice. Input [N, width, H, W].
 
-    A depthwise convolution has the same WidthChoice as `in_channels`, `out_channels` and `groups`; any other number of
-    groups divides all the widths.
+    `kernel_size` is 1 to 7, `stride` 1 or 2, `padding` less than `kernel_size`. A depthwise convolution has the same
+    WidthChoice as `in_channels`, `out_channels` and `groups`; any other number of groups divides all the widths.
     """
 
     def __init__(
@@ -99,8 +114,8 @@ class SlicedConv2d(SlicedModule, nn.Conv2d):
         _check_channels(self, input.shape[1], inputs)
         groups = inputs if self.depthwise else self.groups
         options = {"stride": self._stride, "padding": self._padding, "groups": groups}
-        y = _sliced_conv2d(input, self.weight, out_channels=outputs, **options)
-        return y if self.bias is None else y + self.bias[:outputs, None, None]
+        y = sliced_conv2d(input, self.weight, out_channels=outputs, **options)
+        return y if self.bias is None else y + sliced_parameter(self.bias, outputs)[:, None, None]
 
     def slices(self, arch: Sequence[int]) -> dict[str, tuple[int, ...]]:
         inputs, outputs = _width(self.in_width, self.in_channels, arch), _width(self.out_width, self.out_channels, arch)
@@ -127,7 +142,7 @@ class SlicedLinear(SlicedModule, nn.Linear):
         inputs = self.in_features if self.in_width is None else self.in_width()
         outputs = self.out_features if self.out_width is None else self.out_width()
         _check_channels(self, input.shape[-1], inputs)
-        return F.linear(input, self.weight[:outputs, :inputs], None if self.bias is None else self.bias[:outputs])
+        return sliced_linear(input, self.weight, self.bias, out_features=outputs)
 
     def slices(self, arch: Sequence[int]) -> dict[str, tuple[int, ...]]:
         inputs, outputs = _width(self.in_width, self.in_features, arch), _width(self.out_width, self.out_features, arch)
@@ -157,8 +172,8 @@ class SlicedBatchNorm2d(SlicedModule, nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         channels = self.num_features if self.width is None else self.width()
         _check_channels(self, input.shape[1], channels)
-        tensors = (self.running_mean, self.running_var, self.weight, self.bias)
-        mean, var, weight, bias = (None if t is None else t[:channels] for t in tensors)
+        mean, var = (None if t is None else t[:channels] for t in (self.running_mean, self.running_var))
+        weight, bias = (None if p is None else sliced_parameter(p, channels) for p in (self.weight, self.bias))
         factor = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -176,13 +191,6 @@ class SlicedBatchNorm2d(SlicedModule, nn.BatchNorm2d):
         with torch.device("meta"):
             norm = nn.BatchNorm2d(channels, self.eps, self.momentum, self.affine, self.track_running_stats)
         return _with_slices(norm, self, arch)
-
-
-def _sliced_conv2d(
-    x: Tensor, weight: Tensor, *, out_channels: int, stride: int = 1, padding: int = 0, groups: int = 1
-) -> Tensor:
-    part = weight[:out_channels, : x.shape[1] // groups]
-    return F.conv2d(x, part, stride=stride, padding=padding, groups=groups)
 
 
 def _choice(width: Width) -> WidthChoice | None:

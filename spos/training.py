@@ -2,7 +2,8 @@
 
 Method and defaults: arXiv 1904.00420, section 3.1 and appendix. A step's path, batch and dropout masks are functions of
 (seed, step), so that a run killed at any moment and resumed ends with the bits of an uninterrupted one. Weights off
-the path have no gradient (`None`, not zero), so neither momentum nor weight decay moves them.
+the path have no gradient (`None`, not zero), so neither momentum nor weight decay moves them; of sliced weights that
+holds for what lies outside of the slice (`spos_kernels.GradientSink`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,9 @@ from spos.identity import Run, hash_network, identity_of, opened
 from spos.progress import Progress
 from spos.run_directory import RunDirectory
 from spos.sampling import path_sampler
+from spos.sliced import SlicedModule
 from spos.supernet import Supernet
+from spos_kernels import SGD, GradientSink
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def fit(
     `forward(x, step)` gives the logits; `note(step)` is added to the records of the stream "train".
     """
     total = total_steps(config, stream)
-    optimizer = make_optimizer(model, config)
+    sink = make_sink(model)
+    optimizer = make_optimizer(model, config, sink)
     state = _restore(model, optimizer, run, name)
     started = time.perf_counter() - state.seconds
     device = next(model.parameters()).device
@@ -108,12 +112,14 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, state.step, total)
             optimizer.zero_grad(set_to_none=True)
-            with torch.random.fork_rng(devices=[]):
+            with sink or nullcontext(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(torch_seed(seed, "layers", state.step))
                 for _ in range(config.accumulation):
                     x, y = (part.to(device, non_blocking=True) for part in next(batches))
                     _backward(forward, x, y, config, state)
-            if config.clip_norm > 0:
+            if config.clip_norm > 0 and sink:
+                sink.clip_grad_norm_(config.clip_norm)
+            elif config.clip_norm > 0:
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             optimizer.step()
             state.step += 1
@@ -144,16 +150,27 @@ def learning_rate(config: SGDConfig, step: int, total: int) -> float:
     return config.lr * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def make_optimizer(model: nn.Module, config: SGDConfig) -> torch.optim.SGD:
-    """Return torch's SGD with weight decay on parameters of more than one dimension only."""
+def make_sink(model: nn.Module) -> GradientSink | None:
+    """Return where the gradients of a model with sliced layers go, so that only what was sampled has one; else None."""
+    if not any(isinstance(layer, SlicedModule) for layer in model.modules()):
+        return None
+    return GradientSink(p for p in model.parameters() if p.requires_grad)
+
+
+def make_optimizer(model: nn.Module, config: SGDConfig, sink: GradientSink | None = None) -> torch.optim.Optimizer:
+    """Return stochastic gradient descent with weight decay on parameters of more than one dimension only.
+
+    It is torch's; for gradients in a `sink` the library's, which computes the same where there is a gradient.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(
-        [g for g in groups if g["params"]], lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
-    )
+    groups = [g for g in groups if g["params"]]
+    if sink:
+        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, sink=sink)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def load_weights(model: nn.Module, run: RunDirectory, name: str) -> int:
@@ -214,7 +231,9 @@ def _backward(forward: Callable[[Tensor, int], Tensor], x: Tensor, y: Tensor, co
     state.batches += 1
 
 
-def _close_window(state: _State, optimizer: torch.optim.SGD, config: SGDConfig, stream: BatchStream) -> dict[str, Any]:
+def _close_window(
+    state: _State, optimizer: torch.optim.Optimizer, config: SGDConfig, stream: BatchStream
+) -> dict[str, Any]:
     state.loss = float(state.loss_sum) / state.batches
     state.accuracy = float(state.correct) / state.images
     if not math.isfinite(state.loss):
@@ -243,7 +262,7 @@ def _diverged(what: str, config: SGDConfig, state: _State) -> str:
     return f"the training diverged, {what} at step {state.step}: lower lr = {config.lr} or set clip_norm"
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         momentum = optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
@@ -260,7 +279,7 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor], run: RunDirectory, na
         raise ValueError(f"checkpoint {name!r} in {run.path} is not of this network: {reason[:400]}") from None
 
 
-def _restore(model: nn.Module, optimizer: torch.optim.SGD, run: RunDirectory | None, name: str) -> _State:
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, run: RunDirectory | None, name: str) -> _State:
     """Bring model and optimizer to the newest checkpoint, and drop the records that were written after it."""
     found = run.load_checkpoint(name, fallback="previous") if run else None
     if run is None or found is None:

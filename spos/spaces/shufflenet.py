@@ -97,7 +97,7 @@ class ShuffleBlock(Fusible):
         layers = [layer for layer in branch if not isinstance(layer, nn.ReLU)]
         names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
         pairs = zip(layers[::2], layers[1::2], strict=True)
-        return [(in_force(conv, "weight"), *(in_force(norm, name) for name in names)) for conv, norm in pairs]
+        return [(*in_force(conv, "weight"), *in_force(norm, *names)) for conv, norm in pairs]
 
     def forward(self, x: Tensor) -> Tensor:
         options = self._options() if self.fused else None
