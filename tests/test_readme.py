@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 import spos
 
@@ -50,3 +52,17 @@ def test_example_of_a_space_of_ones_own(tmp_path, monkeypatch, capsys):
 def test_make_targets_exist(command):
     makefile = (Path(__file__).parents[1] / "Makefile").read_text()
     assert re.search(rf"^{command}:", makefile, re.MULTILINE)
+
+
+def test_examples_of_channel_numbers():
+    codes = [
+        c for c in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "oneshot-channels" in c or "Width" in c
+    ]
+    assert len(codes) == 2
+    names: dict[str, object] = {"spos": spos, "nn": nn}
+    for code in codes:
+        exec(compile(code, "README.md", "exec"), names)
+    net, arch = names["net"], names["arch"]
+    assert isinstance(net, spos.Supernet) and arch == (0, 4, 1, 4, 2, 4, 3, 4) * 5
+    own = spos.Supernet(names["block"])
+    assert own(torch.zeros(2, 32, 4, 4), (1,)).shape == (2, 32, 4, 4) and own.space.size() == 3
