@@ -68,7 +68,8 @@ class GradientSink:
     parameters: leaf tensors that require gradients, float32 or float64, at least one dimension. Those that no sliced
     operation meets keep their gradients in `.grad`. In a step, the first gradient of an element is stored and later
     ones are added to it. Buffers are as large as the parameters, allocated at first use and never zero-filled. Tensor
-    hooks of a parameter do not see a gradient that goes here, and other optimizers do not either.
+    hooks of a parameter do not see a gradient that goes here, and other optimizers do not either. Every backward pass
+    through such a call writes, also one that torch.autograd.grad was asked for with other tensors in mind.
 
     Raises TypeError (not a tensor, dtype) or ValueError (not a leaf, no gradient required, no dimension).
     """
