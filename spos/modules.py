@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,12 +52,32 @@ class Fusible(nn.Module):
     fused = True
 
 
+def norm_options(block: nn.Module) -> dict[str, Any] | None:
+    """Return what a block's batch normalisations have in common, or None where one kernel cannot run them all.
+
+    It cannot where they differ, or where a layer's own hooks would not see its call.
+    """
+    common = None
+    for layer in block.modules():
+        if layer is not block and (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks):
+            return None
+        if isinstance(layer, nn.BatchNorm2d):
+            own = (layer.training or layer.running_mean is None, layer.momentum, layer.eps)
+            if common is None:
+                common = own
+            elif common != own:
+                return None
+    if common is None:
+        return None
+    return dict(zip(("training", "momentum", "eps"), common, strict=True))
+
+
 def fuse(module: nn.Module) -> nn.Module:
     """Swap in the kernels, in place where possible, and return the module; keys and weights stay, outputs up to
     rounding.
 
-    A ShuffleNet block then runs as one `spos_kernels.choice_block`. Replaced is every depthwise `nn.Conv2d` with a square
-    kernel of 3, 5 or 7, stride 1 or 2, zero padding, no dilation and no bias, by `spos_kernels.DepthwiseConv2d`.
+    A ShuffleNet block then runs as one `spos_kernels.choice_block`. Replaced is every depthwise `nn.Conv2d` with a
+    square kernel of 3, 5 or 7, stride 1 or 2, zero padding, no dilation and no bias, by `spos_kernels.DepthwiseConv2d`.
     """
 
     def replace(layer: nn.Module) -> nn.Module:

@@ -40,6 +40,7 @@ def choice_block_forward(
     saved: Tensor,
     statistics: Tensor,
     stride: int,
+    whole: bool,
     training: bool,
     eps: float,
     isa: Isa,
@@ -52,6 +53,7 @@ def choice_block_inference(
     y: Tensor,
     statistics: Tensor,
     stride: int,
+    whole: bool,
     eps: float,
     isa: Isa,
     threads: int,
@@ -66,11 +68,13 @@ def choice_block_backward(
     dx: Tensor | None,
     gradients: tuple[tuple[Tensor | None, Tensor | None, Tensor | None], ...],
     stride: int,
+    whole: bool,
     training: bool,
     eps: float,
     isa: Isa,
     threads: int,
 ) -> None: ...
+def im2row(x: Tensor, y: Tensor, kernel: int, stride: int, padding: int, threads: int) -> None: ...
 def choice_block_update(statistics: Tensor, running: tuple[tuple[Tensor, Tensor, float, int], ...]) -> None: ...
 def sliced_conv2d_forward(
     x: Tensor,

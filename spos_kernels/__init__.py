@@ -5,6 +5,7 @@ import torch  # noqa: F401 - first: it brings the OpenMP runtime (libgomp) that 
 from spos_kernels.backends import BackendStatus, backends, isa, use_backend
 from spos_kernels.choice_block import choice_block
 from spos_kernels.choice_block_reference import Branch, ConvBN, choice_block_reference
+from spos_kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_reference
 from spos_kernels.depthwise_conv2d import DepthwiseConv2d, depthwise_conv2d, depthwise_conv2d_reference
 from spos_kernels.gradient_sink import GradientSink, sliced_parameter
 from spos_kernels.sgd import SGD
@@ -21,6 +22,8 @@ __all__ = [
     "backends",
     "choice_block",
     "choice_block_reference",
+    "conv_norm_relu",
+    "conv_norm_relu_reference",
     "depthwise_conv2d",
     "depthwise_conv2d_reference",
     "isa",

@@ -8,21 +8,21 @@ is accepted is in choice_block_reference.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spos_kernels import _C
 from spos_kernels.backends import ISA, is_plain, resolve_backend, threads_for
-from spos_kernels.choice_block_reference import Branch, Layer, describe, run_reference
+from spos_kernels.choice_block_reference import Block, Branch, Layer, describe, run_reference
 from spos_kernels.layout import as_nhwc, empty_nhwc
 from spos_kernels.library import register
 
 __all__ = ["choice_block"]
 
-# Of each layer weight, gamma and beta, those of main first; None for no gamma and beta.
-Bank = list[Tensor | None]
+# The bank of a call is a flat list, of each layer its weight and, where `affine` says so, gamma and beta; those of main
+# come first. (torch.library loses the gradients of a list with None in it.)
 
 
 def choice_block(
@@ -60,12 +60,20 @@ def choice_block(
     backend = resolve_backend(block.x)
     if backend == "reference" or block.x.shape[0] == 0:
         return run_reference(block, training, momentum, eps)
+    return run_block(block, stride, False, training, momentum, eps, backend)
+
+
+def run_block(
+    block: Block, stride: int, whole: bool, training: bool, momentum: float | None, eps: float, backend: str
+) -> Tensor:
+    """Run a checked call on the kernels. `whole`: x is main's input, and the result main's output alone."""
     layers = block.main + block.proj
-    bank: Bank = [tensor for layer in layers for tensor in layer.tensors[:3]]
+    bank = [tensor for layer in layers for tensor in layer.tensors[:3] if tensor is not None]
+    affine = [layer.tensors.gamma is not None for layer in layers]
     given = None if training else _running(layers)
-    options = (len(block.main), stride, eps, backend)
-    if is_plain(*(t for t in (block.x, *bank) if t is not None)):
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (block.x, *bank) if t is not None):
+    options = (affine, len(block.main), stride, whole, eps, backend)
+    if is_plain(block.x, *bank):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (block.x, *bank)):
             y, statistics = _Eager.apply(block.x, given, *options, *bank)
         else:
             y, statistics, _ = _forward(block.x, bank, given, *options, kept=False)
@@ -89,7 +97,8 @@ def _track(layers: Sequence[Layer], statistics: Tensor, batch: int, momentum: fl
     with torch.no_grad():
         if counts:
             torch._foreach_add_(counts, 1)
-        if len(tracked) == len(layers) and is_plain(statistics):
+        running = [t for layer in tracked for t in layer.tensors[3:5] if t is not None]
+        if len(tracked) == len(layers) and is_plain(statistics, *running) and all(t.is_contiguous() for t in running):
             _C.choice_block_update(statistics, tuple(_entry(layer, batch, momentum) for layer in layers))  # type: ignore[misc]
             return
         offset = 0
@@ -112,26 +121,37 @@ def _entry(layer: Layer, batch: int, momentum: float | None) -> tuple[Tensor | N
 # The two kernels, as functions of plain tensors. A layer is known by its weight: [C, 1, k, k] with k > 1 is depthwise.
 
 
-class _Shape:
-    """The sizes of a call's outputs and its multiply-adds, from its input and the weights of its layers."""
+class _Call(NamedTuple):
+    """A call's layers as the extension takes them, the sizes of its outputs, and its multiply-adds."""
 
-    def __init__(self, x: Tensor, bank: Sequence[Tensor | None], main: int, stride: int) -> None:
-        batch, channels, height, width = x.shape
-        small_height, small_width = (height - 1) // stride + 1, (width - 1) // stride + 1
-        self.kept = self.statistics = self.multiply_adds = 0
-        for chain in (bank[: 3 * main : 3], bank[3 * main :: 3]):
+    chains: tuple[tuple[Any, ...], tuple[Any, ...]]
+    y: tuple[int, int, int, int]
+    kept: int
+    statistics: int
+    multiply_adds: int
+
+
+def _call(x: Tensor, bank: Sequence[Tensor], affine: Sequence[bool], main: int, stride: int, whole: bool) -> _Call:
+    batch, channels, height, width = x.shape
+    small = (height - 1) // stride + 1, (width - 1) // stride + 1
+    kept = statistics = multiply_adds = 0
+    layers = []
+    tensors = iter(bank)
+    pixels = batch * height * width
+    for index, has_affine in enumerate(affine):
+        if index == main:  # proj starts at x again
             pixels = batch * height * width
-            for weight in chain:
-                assert weight is not None
-                outputs, inputs, kernel, _ = weight.shape
-                if kernel > 1:
-                    pixels = batch * small_height * small_width
-                self.kept += pixels * outputs
-                self.statistics += 2 * outputs
-                self.multiply_adds += pixels * outputs * inputs * kernel * kernel
-        last = bank[3 * main - 3]
-        assert last is not None
-        self.y = (batch, (channels // 2 if stride == 1 else channels) + last.shape[0], small_height, small_width)
+        weight = next(tensors)
+        outputs, inputs, kernel, _ = weight.shape
+        if kernel > 1:
+            pixels = batch * small[0] * small[1]
+        kept += pixels * outputs
+        statistics += 2 * outputs
+        multiply_adds += pixels * outputs * inputs * kernel * kernel
+        layers.append((_rows(weight), *((next(tensors), next(tensors)) if has_affine else (None, None))))
+    beside = 0 if whole else channels // 2 if stride == 1 else channels
+    y = (batch, beside + layers[main - 1][0].shape[0], *small)
+    return _Call((tuple(layers[:main]), tuple(layers[main:])), y, kept, statistics, multiply_adds)
 
 
 def _dense_pixels(x: Tensor) -> Tensor:
@@ -155,21 +175,14 @@ def _rows(weight: Tensor) -> Tensor:
     return weight.contiguous()
 
 
-def _chains(bank: Sequence[Tensor | None], main: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    layers = tuple(
-        (_rows(weight), gamma, beta)
-        for weight, gamma, beta in zip(bank[::3], bank[1::3], bank[2::3], strict=True)
-        if weight is not None
-    )
-    return layers[:main], layers[main:]
-
-
 def _forward(
     x: Tensor,
-    bank: Sequence[Tensor | None],
+    bank: Sequence[Tensor],
     given: Tensor | None,
+    affine: Sequence[bool],
     main: int,
     stride: int,
+    whole: bool,
     eps: float,
     backend: str,
     kept: bool = True,
@@ -178,23 +191,24 @@ def _forward(
 
     `kept` False: nothing is wanted for backward, and the last may be empty.
     """
-    shape = _Shape(x, bank, main, stride)
-    y = empty_nhwc(shape.y, like=x)
-    x, chains, threads = _dense_pixels(x), _chains(bank, main), threads_for(shape.multiply_adds)
+    call = _call(x, bank, affine, main, stride, whole)
+    y = empty_nhwc(call.y, like=x)
+    x, threads = _dense_pixels(x), threads_for(call.multiply_adds)
     none = x.new_empty(0)
     if not kept and given is not None:
-        done = _C.choice_block_inference(x, *chains, y, given, stride, eps, ISA, threads)
+        done = _C.choice_block_inference(x, *call.chains, y, given, stride, whole, eps, ISA, threads)
         if done:
             return y, none, none
-    saved = x.new_empty(shape.kept)
-    statistics = x.new_empty(shape.statistics) if given is None else none
+    saved = x.new_empty(call.kept)
+    statistics = x.new_empty(call.statistics) if given is None else none
     _C.choice_block_forward(
         x,
-        *chains,
+        *call.chains,
         y,
         saved,
         statistics if given is None else given,
         stride,
+        whole,
         given is None,
         eps,
         ISA,
@@ -204,41 +218,55 @@ def _forward(
 
 
 def _forward_fake(
-    x: Tensor, bank: Sequence[Tensor | None], given: Tensor | None, main: int, stride: int, eps: float, backend: str
+    x: Tensor,
+    bank: Sequence[Tensor],
+    given: Tensor | None,
+    affine: Sequence[bool],
+    main: int,
+    stride: int,
+    whole: bool,
+    eps: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = _Shape(x, bank, main, stride)
-    return empty_nhwc(shape.y, like=x), x.new_empty(shape.statistics if given is None else 0), x.new_empty(shape.kept)
+    call = _call(x, bank, affine, main, stride, whole)
+    return empty_nhwc(call.y, like=x), x.new_empty(call.statistics if given is None else 0), x.new_empty(call.kept)
 
 
 def _backward(
     dy: Tensor,
     x: Tensor,
-    bank: Sequence[Tensor | None],
+    bank: Sequence[Tensor],
     statistics: Tensor,
     saved: Tensor,
     wanted: Sequence[bool],
+    affine: Sequence[bool],
     main: int,
     stride: int,
+    whole: bool,
     training: bool,
     eps: float,
     backend: str,
 ) -> list[Tensor]:
-    """Return dx, then the gradients of the bank, those alone that are `wanted`, a list in the same order."""
-    gradients = _backward_fake(dy, x, bank, statistics, saved, wanted, main, stride, training, eps, backend)
+    """Return the gradients of x and of the bank, those alone that are `wanted`, a list in the same order."""
+    call = _call(x, bank, affine, main, stride, whole)
+    gradients = _new_gradients(x, bank, wanted)
     dx, *of_bank = _expand(gradients, wanted)
+    left = iter(of_bank)
+    layers = tuple((next(left), *((next(left), next(left)) if has_affine else (None, None))) for has_affine in affine)
     _C.choice_block_backward(
         _dense_pixels(dy),
         _dense_pixels(x),
-        *_chains(bank, main),
+        *call.chains,
         saved,
         statistics,
         dx,
-        tuple(zip(of_bank[::3], of_bank[1::3], of_bank[2::3], strict=True)),
+        layers,
         stride,
+        whole,
         training,
         eps,
         ISA,
-        threads_for(2 * _Shape(x, bank, main, stride).multiply_adds),
+        threads_for(2 * call.multiply_adds),
     )
     return gradients
 
@@ -246,18 +274,24 @@ def _backward(
 def _backward_fake(
     dy: Tensor,
     x: Tensor,
-    bank: Sequence[Tensor | None],
+    bank: Sequence[Tensor],
     statistics: Tensor,
     saved: Tensor,
     wanted: Sequence[bool],
+    affine: Sequence[bool],
     main: int,
     stride: int,
+    whole: bool,
     training: bool,
     eps: float,
     backend: str,
 ) -> list[Tensor]:
+    return _new_gradients(x, bank, wanted)
+
+
+def _new_gradients(x: Tensor, bank: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
     dx = [empty_nhwc(x.shape, like=x)] if wanted[0] else []
-    return dx + [x.new_empty(t.shape) for t, want in zip(bank, wanted[1:], strict=True) if t is not None and want]
+    return dx + [x.new_empty(tensor.shape) for tensor, want in zip(bank, wanted[1:], strict=True) if want]
 
 
 def _expand(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -282,15 +316,17 @@ class _Eager(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         given: Tensor | None,
+        affine: Sequence[bool],
         main: int,
         stride: int,
+        whole: bool,
         eps: float,
         backend: str,
-        *bank: Tensor | None,
+        *bank: Tensor,
     ) -> tuple[Tensor, Tensor]:
         x = _dense_pixels(x)
-        y, statistics, saved = _forward(x, bank, given, main, stride, eps, backend)
-        ctx.options = (main, stride, given is None, eps, backend)
+        y, statistics, saved = _forward(x, bank, given, affine, main, stride, whole, eps, backend)
+        ctx.options = (affine, main, stride, whole, given is None, eps, backend)
         ctx.save_for_backward(x, statistics if given is None else given, saved, *bank)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
@@ -300,40 +336,40 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        dx, *gradients = _gradients(ctx, dy, [ctx.needs_input_grad[0], *ctx.needs_input_grad[6:]])
-        return dx, None, None, None, None, None, *gradients
+        dx, *gradients = _gradients(ctx, dy, [ctx.needs_input_grad[0], *ctx.needs_input_grad[8:]])
+        return (dx, *(None,) * 7, *gradients)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, bank, given, main, stride, eps, backend = inputs
+    x, bank, given, affine, main, stride, whole, eps, backend = inputs
     _, statistics, saved = output
-    ctx.options = (main, stride, given is None, eps, backend)
+    ctx.options = (affine, main, stride, whole, given is None, eps, backend)
     ctx.save_for_backward(x, statistics if given is None else given, saved, *bank)
     ctx.set_materialize_grads(False)
 
 
 def _library_gradients(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    present = [tensor is not None for tensor in ctx.saved_tensors[3:]]
+    count = len(ctx.saved_tensors) - 3
     if dy is None:
-        return None, [None] * len(present), None, None, None, None, None
-    of_bank = ctx.needs_input_grad[1]
-    dx, *gradients = _gradients(ctx, dy, [ctx.needs_input_grad[0], *(p and bool(of_bank) for p in present)])
-    return dx, gradients, None, None, None, None, None
+        return (None, [None] * count, *(None,) * 7)
+    needs_dx, needs_bank = ctx.needs_input_grad[:2]
+    of_bank = needs_bank if isinstance(needs_bank, list | tuple) else [needs_bank] * count
+    dx, *gradients = _gradients(ctx, dy, [needs_dx, *of_bank])
+    return (dx, gradients, *(None,) * 7)
 
 
-_BANK = "Tensor x, Tensor?[] bank"
-_OPTIONS = "float eps, str backend"
+_OPTIONS = "bool[] affine, int main, int stride, bool whole"
 register(
     "choice_block",
-    f"({_BANK}, Tensor? given, int main, int stride, {_OPTIONS})",
+    f"(Tensor x, Tensor[] bank, Tensor? given, {_OPTIONS}, float eps, str backend)",
     _forward,
     _forward_fake,
     "(Tensor, Tensor, Tensor)",
 )
 register(
     "choice_block_backward",
-    f"(Tensor dy, {_BANK}, Tensor statistics, Tensor saved, bool[] wanted, int main, int stride, bool training, "
-    f"{_OPTIONS})",
+    "(Tensor dy, Tensor x, Tensor[] bank, Tensor statistics, Tensor saved, bool[] wanted, "
+    f"{_OPTIONS}, bool training, float eps, str backend)",
     _backward,
     _backward_fake,
     "Tensor[]",

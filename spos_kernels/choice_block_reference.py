@@ -101,13 +101,13 @@ def describe(
     Under autocast, bfloat16 and float16 tensors come back as float32. Raises TypeError or ValueError that names the
     argument, down to `branches[2].main[1].weight`.
     """
-    _check_options(stride, training, momentum, eps)
-    _check_tensor(x, "x")
+    check_options(stride, training, momentum, eps)
+    check_tensor(x, "x")
     if x.ndim != 4:
         raise ValueError(f"x has shape {list(x.shape)}: expected [N, C, H, W]")
     branch = _chosen(branches, choice)
     if is_autocast(x):
-        x, branch = _widened(x), Branch(*(tuple(map(_widened_layer, chain)) for chain in branch))
+        x, branch = widened(x), Branch(*(tuple(map(widened_layer, chain)) for chain in branch))
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x has dtype {x.dtype}: accepted are torch.float32 and torch.float64")
     batch, channels, height, width = x.shape
@@ -143,17 +143,23 @@ def run_reference(block: Block, training: bool, momentum: float | None, eps: flo
 
 def _run_chain(x: Tensor, chain: tuple[Layer, ...], training: bool, momentum: float | None, eps: float) -> Tensor:
     for layer in chain:
-        weight, gamma, beta, mean, var, count = layer.tensors
+        weight = layer.tensors.weight
         groups = layer.in_channels if layer.is_depthwise else 1
         x = F.conv2d(x, weight, stride=layer.stride, padding=layer.kernel // 2, groups=groups)
-        if training and count is not None:
-            count.add_(1)
-        fraction = momentum
-        if fraction is None:
-            fraction = 1 / float(count) if training and count is not None else 0.0
-        x = F.batch_norm(x, mean, var, gamma, beta, training, fraction, eps)
+        x = run_norm(x, layer.tensors, training, momentum, eps)
         x = x if layer.is_depthwise else F.relu(x)
     return x
+
+
+def run_norm(x: Tensor, tensors: ConvBN, training: bool, momentum: float | None, eps: float) -> Tensor:
+    """Normalise a convolution's output, and update what is tracked, with torch's own operation."""
+    _, gamma, beta, mean, var, count = tensors
+    if training and count is not None:
+        count.add_(1)
+    fraction = momentum
+    if fraction is None:
+        fraction = 1 / float(count) if training and count is not None else 0.0
+    return F.batch_norm(x, mean, var, gamma, beta, training, fraction, eps)
 
 
 def _chain(
@@ -173,7 +179,7 @@ def _chain(
         if not isinstance(tensors, ConvBN):
             raise TypeError(f"{name} is a {type(tensors).__name__}: expected a ConvBN")
         weight = tensors.weight
-        _check_tensor(weight, f"{name}.weight", x)
+        check_tensor(weight, f"{name}.weight", x)
         # A weight of one channel and one pixel is pointwise: depthwise kernels start at 3.
         is_depthwise = weight.ndim == 4 and weight.shape[-1] > 1
         if layers and layers[-1].is_depthwise == is_depthwise:
@@ -191,7 +197,7 @@ def _chain(
             )
         step, stride = (stride, 1) if is_depthwise else (1, stride)  # the first depthwise one takes the stride
         height, width = (height - 1) // step + 1, (width - 1) // step + 1
-        _check_norm(x, tensors, name, training, momentum)
+        check_norm(x, tensors, name, training, momentum)
         if training and batch * height * width < 2:
             raise ValueError(
                 f"x has shape {list(x.shape)}: {name} would take batch statistics over {batch * height * width} values "
@@ -207,13 +213,13 @@ def _chain(
     return tuple(layers)
 
 
-def _check_norm(x: Tensor, tensors: ConvBN, where: str, training: bool, momentum: float | None) -> None:
+def check_norm(x: Tensor, tensors: ConvBN, where: str, training: bool, momentum: float | None) -> None:
     weight, gamma, beta, mean, var, count = tensors
     shape = weight.shape[:1]
     for field, tensor in ("gamma", gamma), ("beta", beta), ("running_mean", mean), ("running_var", var):
         if tensor is None:
             continue
-        _check_tensor(tensor, f"{where}.{field}", x)
+        check_tensor(tensor, f"{where}.{field}", x)
         if tensor.shape != shape:
             raise ValueError(f"{where}.{field} has shape {list(tensor.shape)}: expected {list(shape)}")
     if (gamma is None) != (beta is None):
@@ -239,7 +245,7 @@ def _check_norm(x: Tensor, tensors: ConvBN, where: str, training: bool, momentum
         raise ValueError(f"{where}.num_batches_tracked is given without running_mean: expected both or neither")
 
 
-def _check_tensor(tensor: Tensor, name: str, like: Tensor | None = None) -> None:
+def check_tensor(tensor: Tensor, name: str, like: Tensor | None = None) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout is not torch.strided:
@@ -250,7 +256,7 @@ def _check_tensor(tensor: Tensor, name: str, like: Tensor | None = None) -> None
         raise ValueError(f"{name} is on {tensor.device}: expected the device of x, {like.device}")
 
 
-def _check_options(stride: int, training: bool, momentum: float | None, eps: float) -> None:
+def check_options(stride: int, training: bool, momentum: float | None, eps: float) -> None:
     if stride not in (1, 2) or isinstance(stride, float | bool):
         raise ValueError(f"stride = {stride!r}: accepted are 1 and 2")
     if not isinstance(training, bool):
@@ -282,14 +288,14 @@ def _chosen(branches: Sequence[Branch], choice: int) -> Branch:
     return branch
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _widened_layer(tensors: ConvBN) -> ConvBN:
+def widened_layer(tensors: ConvBN) -> ConvBN:
     """The trained tensors only: running statistics are written in place, so a copy of them would lose the update."""
     if not isinstance(tensors, ConvBN):
         return tensors  # refused with its name later
-    weight, gamma, beta = (_widened(t) if isinstance(t, Tensor) else t for t in tensors[:3])
+    weight, gamma, beta = (widened(t) if isinstance(t, Tensor) else t for t in tensors[:3])
     assert weight is not None
     return tensors._replace(weight=weight, gamma=gamma, beta=beta)

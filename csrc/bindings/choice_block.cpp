@@ -19,7 +19,7 @@ namespace {
 struct Options {
     py::tuple main, proj;
     int64_t stride;
-    bool training;
+    bool whole, training;
     double eps;
     Isa isa;
     int64_t threads;
@@ -68,14 +68,11 @@ template <typename T>
 void read_chain(const py::tuple& from, int most, int64_t inputs, Dtype dtype, ConvNorm<T>* layers, int& count) {
     count = static_cast<int>(from.size());
     if (count > most) throw py::value_error("layers: a chain has at most " + std::to_string(most));
-    int depthwise = 0;
     for (int i = 0; i < count; ++i) {
         layers[i] = read_layer<T>(from[static_cast<size_t>(i)], inputs, dtype);
         inputs = layers[i].outputs;
-        depthwise += layers[i].depthwise;
     }
-    if (count && (layers[count - 1].depthwise || !depthwise))
-        throw py::value_error("layers: a chain needs a depthwise convolution and ends in a pointwise one");
+    if (count && layers[count - 1].depthwise) throw py::value_error("layers: a chain ends in a pointwise convolution");
 }
 
 template <typename T>
@@ -88,7 +85,9 @@ ChoiceBlock<T> read_block(const Tensor& x, const Options& options) {
     if (strides.h != block.in_width * strides.w || strides.n != block.in_height * strides.h)
         throw py::value_error("x: expected pixels at one distance");
     if (options.stride != 1 && options.stride != 2) throw py::value_error("stride: accepted are 1 and 2");
-    if (options.stride == 1 && block.inputs % 2) throw py::value_error("x: expected an even number of channels");
+    block.whole = options.whole;
+    if (options.stride == 1 && !block.whole && block.inputs % 2)
+        throw py::value_error("x: expected an even number of channels");
     if (!(options.eps > 0)) throw py::value_error("eps: expected a positive number");
     block.stride = static_cast<int>(options.stride);
     block.out_height = (block.in_height - 1) / block.stride + 1;
@@ -97,10 +96,16 @@ ChoiceBlock<T> read_block(const Tensor& x, const Options& options) {
     block.eps = options.eps;
     block.x = x.as<T>();
     block.x_stride = strides.w;
-    const int64_t branch = block.stride == 1 ? block.inputs / 2 : block.inputs;
+    const int64_t branch = block.halves() ? block.inputs / 2 : block.inputs;
     read_chain<T>(options.main, ChoiceBlock<T>::most_main, branch, x.dtype, block.main, block.main_count);
     read_chain<T>(options.proj, ChoiceBlock<T>::most_proj, branch, x.dtype, block.proj, block.proj_count);
-    if (block.main_count < 1 || (block.proj_count > 0) != (block.stride == 2))
+    const auto strided = [](const ConvNorm<T>* layers, int count) {
+        return std::any_of(layers, layers + count, [](const ConvNorm<T>& layer) { return layer.depthwise; });
+    };
+    if (block.stride == 2 &&
+        (!strided(block.main, block.main_count) || (block.proj_count && !strided(block.proj, block.proj_count))))
+        throw py::value_error("layers: at stride 2 a chain needs a depthwise convolution");
+    if (block.main_count < 1 || (block.proj_count > 0) != (block.stride == 2 && !block.whole))
         throw py::value_error("layers: expected a main chain, and a projection at stride 2 alone");
     if (block.proj_count && block.proj[block.proj_count - 1].outputs != branch)
         throw py::value_error("layers: the projection must have as many outputs as x has channels");
@@ -141,10 +146,10 @@ void place_layers(ChoiceBlock<T>& block, const Tensor* saved, const Tensor& stat
     check_contiguous(statistics, "statistics");
 }
 
-int64_t outputs_of(const Tensor& x, const Tensor& y, int64_t main_outputs, int64_t stride) {
-    const int64_t outputs = main_outputs + (stride == 1 ? x.shape[1] / 2 : x.shape[1]);
-    check_shape(y, "y", {x.shape[0], outputs, (x.shape[2] - 1) / stride + 1, (x.shape[3] - 1) / stride + 1});
-    return outputs;
+template <typename T>
+void check_output(const ChoiceBlock<T>& block, const Tensor& y, const char* name) {
+    const int64_t outputs = block.passed() + block.main[block.main_count - 1].outputs;
+    check_shape(y, name, {block.batch, outputs, block.out_height, block.out_width});
 }
 
 // A dense channels_last tensor's pixel stride is its number of channels.
@@ -172,8 +177,9 @@ Isa isa_for(const Options& options) {
 }
 
 void forward(py::handle x_object, py::tuple main, py::tuple proj, py::handle y_object, py::handle saved_object,
-             py::handle statistics_object, int64_t stride, bool training, double eps, Isa isa, int64_t threads) {
-    const Options options{main, proj, stride, training, eps, isa, threads};
+             py::handle statistics_object, int64_t stride, bool whole, bool training, double eps, Isa isa,
+             int64_t threads) {
+    const Options options{main, proj, stride, whole, training, eps, isa, threads};
     const Tensor x = read_tensor(x_object, "x"), y = read_tensor(y_object, "y");
     const Tensor saved = read_tensor(saved_object, "saved"), statistics = read_tensor(statistics_object, "statistics");
     for (const auto& [tensor, name] : {std::pair{&y, "y"}, {&saved, "saved"}, {&statistics, "statistics"}})
@@ -182,7 +188,7 @@ void forward(py::handle x_object, py::tuple main, py::tuple proj, py::handle y_o
         using T = decltype(element);
         ChoiceBlock<T> block = read_block<T>(x, options);
         place_layers(block, &saved, statistics);
-        outputs_of(x, y, block.main[block.main_count - 1].outputs, stride);
+        check_output(block, y, "y");
         check_dense(y, "y");
         const int team = threads_of(options);
         const Isa own = isa_for<T>(options);
@@ -194,8 +200,8 @@ void forward(py::handle x_object, py::tuple main, py::tuple proj, py::handle y_o
 
 // Forward that keeps nothing. False, with y left as it is, where choice_block_forward is the better way.
 bool inference(py::handle x_object, py::tuple main, py::tuple proj, py::handle y_object, py::handle statistics_object,
-               int64_t stride, double eps, Isa isa, int64_t threads) {
-    const Options options{main, proj, stride, false, eps, isa, threads};
+               int64_t stride, bool whole, double eps, Isa isa, int64_t threads) {
+    const Options options{main, proj, stride, whole, false, eps, isa, threads};
     const Tensor x = read_tensor(x_object, "x"), y = read_tensor(y_object, "y");
     const Tensor statistics = read_tensor(statistics_object, "statistics");
     for (const auto& [tensor, name] : {std::pair{&y, "y"}, {&statistics, "statistics"}})
@@ -205,7 +211,7 @@ bool inference(py::handle x_object, py::tuple main, py::tuple proj, py::handle y
         using T = decltype(element);
         ChoiceBlock<T> block = read_block<T>(x, options);
         place_layers<T>(block, nullptr, statistics);
-        outputs_of(x, y, block.main[block.main_count - 1].outputs, stride);
+        check_output(block, y, "y");
         check_dense(y, "y");
         done = choice_block_inference_fits(block);
         if (!done) return;
@@ -241,9 +247,9 @@ void read_gradients(ChoiceBlock<T>& block, const py::tuple& gradients, Dtype dty
 }
 
 void backward(py::handle dy_object, py::handle x_object, py::tuple main, py::tuple proj, py::handle saved_object,
-              py::handle statistics_object, py::handle dx_object, py::tuple gradients, int64_t stride, bool training,
-              double eps, Isa isa, int64_t threads) {
-    const Options options{main, proj, stride, training, eps, isa, threads};
+              py::handle statistics_object, py::handle dx_object, py::tuple gradients, int64_t stride, bool whole,
+              bool training, double eps, Isa isa, int64_t threads) {
+    const Options options{main, proj, stride, whole, training, eps, isa, threads};
     const Tensor dy = read_tensor(dy_object, "dy"), x = read_tensor(x_object, "x");
     const Tensor saved = read_tensor(saved_object, "saved"), statistics = read_tensor(statistics_object, "statistics");
     for (const auto& [tensor, name] : {std::pair{&dy, "dy"}, {&saved, "saved"}, {&statistics, "statistics"}})
@@ -253,7 +259,7 @@ void backward(py::handle dy_object, py::handle x_object, py::tuple main, py::tup
         ChoiceBlock<T> block = read_block<T>(x, options);
         place_layers(block, &saved, statistics);
         read_gradients(block, gradients, x.dtype);
-        outputs_of(x, dy, block.main[block.main_count - 1].outputs, stride);
+        check_output(block, dy, "dy");
         const NhwcStrides strides = nhwc_strides(dy, "dy");
         if (strides.h != dy.shape[3] * strides.w || strides.n != dy.shape[2] * strides.h)
             throw py::value_error("dy: expected pixels at one distance");
@@ -308,13 +314,14 @@ void update(py::handle statistics_object, py::tuple running) {
 
 void bind_choice_block(py::module_& module) {
     module.def("choice_block_forward", &forward, py::arg("x"), py::arg("main"), py::arg("proj"), py::arg("y"),
-               py::arg("saved"), py::arg("statistics"), py::arg("stride"), py::arg("training"), py::arg("eps"),
-               py::arg("isa"), py::arg("threads"));
+               py::arg("saved"), py::arg("statistics"), py::arg("stride"), py::arg("whole"), py::arg("training"),
+               py::arg("eps"), py::arg("isa"), py::arg("threads"));
     module.def("choice_block_inference", &inference, py::arg("x"), py::arg("main"), py::arg("proj"), py::arg("y"),
-               py::arg("statistics"), py::arg("stride"), py::arg("eps"), py::arg("isa"), py::arg("threads"));
+               py::arg("statistics"), py::arg("stride"), py::arg("whole"), py::arg("eps"), py::arg("isa"),
+               py::arg("threads"));
     module.def("choice_block_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("main"), py::arg("proj"),
                py::arg("saved"), py::arg("statistics"), py::arg("dx"), py::arg("gradients"), py::arg("stride"),
-               py::arg("training"), py::arg("eps"), py::arg("isa"), py::arg("threads"));
+               py::arg("whole"), py::arg("training"), py::arg("eps"), py::arg("isa"), py::arg("threads"));
     module.def("choice_block_update", &update, py::arg("statistics"), py::arg("running"));
 }
 

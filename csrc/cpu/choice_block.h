@@ -37,13 +37,14 @@ struct ConvNorm {
 };
 
 // Preconditions, which the callers check: the chains fit together and to the shapes; kernels are 3, 5 or 7 with padding
-// kernel / 2; the first depthwise convolution of a chain has the block's stride, all else stride 1; proj_count is 0
-// at stride 1 and 2 at stride 2; both chains end in a pointwise convolution; batch >= 1, all sizes >= 1.
+// kernel / 2; the first depthwise convolution of a chain has the block's stride, all else stride 1; proj_count is 2 at
+// stride 2 unless whole, else 0; both chains end in a pointwise convolution; batch >= 1, all sizes >= 1.
 template <typename T>
 struct ChoiceBlock {
     static constexpr int most_main = 6, most_proj = 2;
     int64_t batch, in_height, in_width, out_height, out_width, inputs;
     int stride;
+    bool whole;  // instead: y = main(x), with nothing beside it
     bool training;
     double eps;
     const T* x;
@@ -51,6 +52,9 @@ struct ChoiceBlock {
     ConvNorm<T> main[most_main];
     ConvNorm<T> proj[most_proj];
     int main_count, proj_count;
+
+    bool halves() const { return stride == 1 && !whole; }
+    int64_t passed() const { return whole ? 0 : stride == 1 ? inputs / 2 : inputs; }  // y's channels beside main's
 };
 
 // Bytes of scratch, 64-byte aligned, uninitialised.

@@ -54,8 +54,7 @@ class Backward {
         int64_t widest = block_.inputs;
         for (const ConvNorm<T>& layer : block_.main) widest = std::max(widest, layer.outputs);
         totals_ = arena_.take<double>(widest);
-        const int64_t passed = block_.stride == 1 ? block_.inputs / 2 : block_.inputs;
-        chain(block_.main, block_.main_count, passed, false);
+        chain(block_.main, block_.main_count, block_.passed(), false);
         chain(block_.proj, block_.proj_count, 0, true);
         return arena_.used();
     }
@@ -157,7 +156,7 @@ class Backward {
         const ConvNorm<T>& layer = *place.layer;
         const int64_t inputs = layer.inputs, outputs = layer.outputs, pixels = place.out_pixels;
         const bool dgrad = place.previous || dx_;
-        const bool split = !place.previous && block_.stride == 1;  // every second channel of x
+        const bool split = !place.previous && block_.halves();  // every second channel of x
         // The sums of the previous batch normalisation are made from wgrad's.
         const bool previous_sums =
             place.previous && (block_.training || place.previous->dgamma || place.previous->dbeta);
@@ -361,7 +360,7 @@ class Backward {
                     }
                     if (!dgrad) continue;
                     // Straight to its place, or through the piece's memory, whose input is done with.
-                    const bool direct = place.previous || (block_.stride == 2 && !add);
+                    const bool direct = place.previous || (!block_.halves() && !add);
                     T* const target = !direct          ? input
                                       : place.previous ? to + in_at
                                                        : dx_ + first * in_image * block_.inputs + channel;
@@ -376,7 +375,7 @@ class Backward {
                                            {target, channels}, images * in_image, width,
                                            slice(affine_of(previous.norm, *place.previous), channel), sum,
                                            sum + channels);
-                    } else if (block_.stride == 1) {
+                    } else if (block_.halves()) {
                         const int64_t row = first * in_image;
                         ops_.join({dy_.data + row * dy_.stride + channel, dy_.stride}, {input, width},
                                   {dx_ + row * block_.inputs + 2 * channel, block_.inputs}, images * in_image, width);
@@ -409,7 +408,7 @@ class Backward {
         if (place.previous) {
             ops_.affine({place.previous->z + first * image * channels + channel, channels}, {memory, width},
                         images * image, width, slice(affine_of(previous.norm, *place.previous), channel), true);
-        } else if (block_.stride == 1) {
+        } else if (block_.halves()) {
             ops_.split({x + 2 * channel, block_.x_stride}, {nullptr, 0}, {memory, width}, images * image, width);
         } else {
             data = x + channel;

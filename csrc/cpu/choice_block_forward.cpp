@@ -67,7 +67,7 @@ class Forward {
             gemm_.pack(some);
         });
         if (bias) ops_.matrix_vector({layer.weight, layer.weight_stride}, norm.shift, bias, outputs, inputs);
-        const bool every_second = !place.previous && block_.stride == 1;
+        const bool every_second = !place.previous && block_.halves();
         const T* const a = place.previous ? place.previous->z : block_.x + every_second;
         const int64_t a_m = place.previous ? inputs : block_.x_stride;
         parallel_for(parts.count, threads_, [&](int64_t begin, int64_t end) {
@@ -94,7 +94,7 @@ class Forward {
         const DepthwiseBody<T> body = choose_depthwise_body<T>(isa_, channels);
         const int64_t in_image = place.in_height * place.in_width, out_image = place.out_height * place.out_width;
         const DepthwiseCut cut = depthwise_cut(block_.batch, in_image, channels, body.lanes, sizeof(T));
-        const bool direct = !place.previous && block_.stride == 2;  // x as it is
+        const bool direct = !place.previous && !block_.halves();  // x as it is
         const int64_t scratch_size = direct ? 0 : cut.images * in_image * cut.widest_group();
         T* const packed = arena_.take<T>(depthwise_weight_size(layer));
         T* const sums = block_.training ? arena_.take<T>(cut.chunks * 3 * channels) : nullptr;
@@ -152,17 +152,17 @@ class Forward {
 
     void write(T* y, const NormVectors<T>& proj, const NormVectors<T>& main) {
         const ConvNorm<T>& last = block_.main[block_.main_count - 1];
-        const int64_t passed = block_.stride == 1 ? block_.inputs / 2 : block_.inputs;
+        const int64_t passed = block_.passed();
         const int64_t outputs = passed + last.outputs;
         const Parts parts = pixel_parts(block_.batch * block_.out_height * block_.out_width);
         parallel_for(parts.count, threads_, [&](int64_t begin, int64_t end) {
             for (int64_t part = begin; part < end; ++part) {
                 const int64_t first = parts.begin(part), rows = parts.size(part);
                 T* const to = y + first * outputs;
-                if (block_.stride == 1) {
+                if (block_.halves()) {
                     ops_.split({block_.x + first * block_.x_stride, block_.x_stride}, {to, outputs}, {nullptr, 0}, rows,
                                passed);
-                } else {
+                } else if (passed) {
                     const ConvNorm<T>& projected = block_.proj[block_.proj_count - 1];
                     ops_.affine({projected.z + first * passed, passed}, {to, outputs}, rows, passed,
                                 affine_of(proj, projected), true);

@@ -56,7 +56,7 @@ class Inference {
             for (int64_t task = begin; task < end; ++task) {
                 const int64_t first = task * images, count = std::min(images, block_.batch - first);
                 write_beside(proj, first, count, y, own, map);
-                chain(block_.main, block_.main_count, main, first, count, y, passed(), own, map);
+                chain(block_.main, block_.main_count, main, first, count, y, block_.passed(), own, map);
             }
         });
         return arena_.used();
@@ -69,8 +69,6 @@ class Inference {
         T* bias;  // of a pointwise convolution
         DepthwiseBody<T> body;
     };
-
-    int64_t passed() const { return block_.stride == 1 ? block_.inputs / 2 : block_.inputs; }
 
     void prepare(const ConvNorm<T>* layers, int count, Step* steps) {
         NormVectors<T> previous{};
@@ -111,19 +109,20 @@ class Inference {
 
     // What stands beside the main branch's output: the passed half, or the projection.
     void write_beside(const Step* proj, int64_t first, int64_t count, T* y, T* maps, int64_t map) {
+        if (block_.whole) return;
         if (block_.stride == 2) return chain(block_.proj, block_.proj_count, proj, first, count, y, 0, maps, map);
         const int64_t pixels = block_.in_height * block_.in_width, row = first * pixels, outputs = channels_of_y();
         ops_.split({block_.x + row * block_.x_stride, block_.x_stride}, {y + row * outputs, outputs}, {nullptr, 0},
-                   count * pixels, passed());
+                   count * pixels, block_.passed());
     }
 
-    int64_t channels_of_y() const { return passed() + block_.main[block_.main_count - 1].outputs; }
+    int64_t channels_of_y() const { return block_.passed() + block_.main[block_.main_count - 1].outputs; }
 
     // Runs `count` images through a chain; its output starts at y's channel `channel`.
     void chain(const ConvNorm<T>* layers, int layer_count, const Step* steps, int64_t first, int64_t count, T* y,
                int64_t channel, T* maps, int64_t map) {
         const int64_t in_image = block_.in_height * block_.in_width;
-        const bool every_second = block_.stride == 1;
+        const bool every_second = block_.halves();
         const T* source = block_.x + first * in_image * block_.x_stride;
         int64_t source_stride = block_.x_stride;
         for (int i = 0; i < layer_count; ++i) {

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from spos.choices import ChoiceBlock
-from spos.modules import Fusible, channels_last, initialize
+from spos.modules import Fusible, channels_last, initialize, norm_options
 from spos.sliced import SlicedBatchNorm2d, SlicedConv2d, Width, in_force
 from spos.supernet import Supernet
-from spos_kernels import Branch, ConvBN, DepthwiseConv2d, choice_block
+from spos_kernels import Branch, ConvBN, DepthwiseConv2d, choice_block, conv_norm_relu
 
 CHOICES = ("choice_3", "choice_5", "choice_7", "choice_x")
 
@@ -63,6 +63,25 @@ def _depthwise(channels: Width, kernel: int, stride: int) -> list[nn.Module]:
     return [conv, _norm(channels)]
 
 
+class ConvNormReLU(Fusible, nn.Sequential):
+    """Convolution without bias, batch normalisation, ReLU; while `fused`, one `spos_kernels.conv_norm_relu`."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        super().__init__(conv, _norm(outputs), nn.ReLU(inplace=True))
+        self.stride, self.padding = stride, kernel // 2
+
+    def forward(self, input: Tensor) -> Tensor:
+        options = norm_options(self) if self.fused else None
+        if options is None:
+            y: Tensor = super().forward(input)
+            return y
+        conv, norm = self[0], self[1]
+        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        layer = ConvBN(conv.weight, *(getattr(norm, name) for name in names))  # type: ignore[arg-type]
+        return conv_norm_relu(input, layer, stride=self.stride, padding=self.padding, **options)
+
+
 class ShuffleBlock(Fusible):
     """One ShuffleNet V2 block: [N, inputs, H, W] to [N, outputs, H / stride, W / stride].
 
@@ -100,7 +119,7 @@ class ShuffleBlock(Fusible):
         return [(*in_force(conv, "weight"), *in_force(norm, *names)) for conv, norm in pairs]
 
     def forward(self, x: Tensor) -> Tensor:
-        options = self._options() if self.fused else None
+        options = norm_options(self) if self.fused else None
         if options is None:
             return self._forward_layers(x)
         proj = self._chain(self.branch_proj) if self.stride == 2 else ()
@@ -109,25 +128,6 @@ class ShuffleBlock(Fusible):
 
     def _chain(self, branch: nn.Sequential) -> tuple[ConvBN, ...]:
         return tuple(ConvBN(*tensors) for tensors in self.conv_norms(branch))  # type: ignore[arg-type]
-
-    def _options(self) -> dict[str, Any] | None:
-        """Return what the block's batch normalisations have in common, or None where one kernel cannot run them all.
-
-        It cannot where they differ, or where a layer's own hooks would not see its call.
-        """
-        common = None
-        for layer in self.modules():
-            if layer is not self and (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks):
-                return None
-            if isinstance(layer, nn.BatchNorm2d):
-                own = (layer.training or layer.running_mean is None, layer.momentum, layer.eps)
-                if common is None:
-                    common = own
-                elif common != own:
-                    return None
-        assert common is not None
-        training, momentum, eps = common
-        return {"training": training, "momentum": momentum, "eps": eps}
 
     def _forward_layers(self, x: Tensor) -> Tensor:
         if self.stride == 2:
@@ -158,9 +158,7 @@ class ShuffleNetOneShot(nn.Module):
         if in_channels < 1:
             raise ValueError(f"in_channels = {in_channels!r}: expected a positive integer")
         stem_stride = 1 if image_size <= SMALL_IMAGE else 2
-        self.first_conv = nn.Sequential(
-            nn.Conv2d(in_channels, spec.stem, 3, stem_stride, 1, bias=False), _norm(spec.stem), nn.ReLU(inplace=True)
-        )
+        self.first_conv = ConvNormReLU(in_channels, spec.stem, 3, stem_stride)
         blocks: list[nn.Module] = []
         width = spec.stem
         for channels, count in spec.stages:
@@ -168,7 +166,7 @@ class ShuffleNetOneShot(nn.Module):
                 blocks.append(make_block(len(blocks), width, channels, 2 if index == 0 else 1))
                 width = channels
         self.features = nn.Sequential(*blocks)
-        self.conv_last = nn.Sequential(*_pointwise(width, spec.last))
+        self.conv_last = ConvNormReLU(width, spec.last, 1, 1)
         self.globalpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.1)
         self.classifier = nn.Sequential(nn.Linear(spec.last, num_classes, bias=False))

@@ -18,8 +18,12 @@ from spos_kernels import Branch
 OPS = torch.ops.spos_kernels
 
 
-def bank_of(branch: Branch) -> list[Tensor | None]:
-    return [t for layer in branch.main + branch.proj for t in layer[:3]]
+def bank_of(branch: Branch) -> list[Tensor]:
+    return [t for layer in branch.main + branch.proj for t in layer[:3] if t is not None]
+
+
+def affine_of(branch: Branch) -> list[bool]:
+    return [layer.gamma is not None for layer in branch.main + branch.proj]
 
 
 def statistics_of(branch: Branch) -> Tensor:
@@ -34,13 +38,13 @@ def test_opcheck(choice: str, stride: int, training: bool, affine: bool) -> None
     branch = copied(make_branch(choice, 6, 5, 7, stride, affine))
     x = torch.randn(2, 6, 5, 4).to(memory_format=torch.channels_last).requires_grad_()
     bank, given = bank_of(branch), None if training else statistics_of(branch)
-    options = (len(branch.main), stride)
+    options = (affine_of(branch), len(branch.main), stride, False)
     opcheck(OPS.choice_block.default, (x, bank, given, *options, 1e-5, "cpu"))
     with torch.no_grad():
         y, statistics, saved = OPS.choice_block(x, bank, given, *options, 1e-5, "cpu")
-        wanted = [True, *(t is not None for t in bank)]
+        wanted = [True] * (1 + len(bank))
         kept = (statistics if training else given, saved)
-        bank = [None if t is None else t.detach() for t in bank]
+        bank = [t.detach() for t in bank]
         opcheck(
             OPS.choice_block_backward.default,
             (torch.randn_like(y), x.detach(), bank, *kept, wanted, *options, training, 1e-5, "cpu"),
@@ -50,8 +54,8 @@ def test_opcheck(choice: str, stride: int, training: bool, affine: bool) -> None
 def test_gradcheck_of_the_operator() -> None:
     case = Case("3", 2, 3, 4, 3, 2, 3, 2, affine=True)
     inputs = draw(case, distance=2e-3).to(torch.float64)
-    bank = [t for t in bank_of(inputs.branch) if t is not None]
-    options = (len(inputs.branch.main), 2, 1e-5, "cpu")
+    bank = bank_of(inputs.branch)
+    options = (affine_of(inputs.branch), len(inputs.branch.main), 2, False, 1e-5, "cpu")
     function = lambda x, *bank: OPS.choice_block(x, list(bank), None, *options)[0]  # noqa: E731
     assert torch.autograd.gradcheck(function, [inputs.x.requires_grad_(), *bank])
 
@@ -87,7 +91,7 @@ def test_through_the_operator_frozen_tensors_get_no_gradient() -> None:
     branch = copied(make_branch("3", 6, 5, 7, 1, affine=True))
     frozen, trained = branch.main[0].weight.requires_grad_(False), branch.main[2].weight
     x = torch.randn(2, 6, 5, 4)
-    y, _, _ = OPS.choice_block(x, bank_of(branch), None, 3, 1, 1e-5, "cpu")
+    y, _, _ = OPS.choice_block(x, bank_of(branch), None, affine_of(branch), 3, 1, False, 1e-5, "cpu")
     dy = torch.randn_like(y)
     y.backward(dy)
     assert frozen.grad is None and x.grad is None

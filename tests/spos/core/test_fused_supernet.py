@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import spos
 import spos_kernels as sk
