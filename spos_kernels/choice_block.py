@@ -291,7 +291,8 @@ def _backward_fake(
 
 def _new_gradients(x: Tensor, bank: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
     dx = [empty_nhwc(x.shape, like=x)] if wanted[0] else []
-    return dx + [x.new_empty(tensor.shape) for tensor, want in zip(bank, wanted[1:], strict=True) if want]
+    # Laid out like the parameters, so that an optimizer walks both alike.
+    return dx + [torch.empty_like(tensor) for tensor, want in zip(bank, wanted[1:], strict=True) if want]
 
 
 def _expand(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:

@@ -11,8 +11,8 @@ from spos_kernels import _C
 
 MODULE = sys.modules["spos_kernels.choice_block"]
 
-# batch, channels, height, width, mid, out. From eight pieces of images up, the pass takes some images through all layers;
-# below, it runs layer by layer.
+# batch, channels, height, width, mid, out. From eight pieces of images up, the pass takes some images through all
+# layers; below, it runs layer by layer.
 SHAPES = [
     (8, 10, 7, 6, 7, 5),
     (9, 6, 1, 1, 2, 3),
