@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -58,8 +58,8 @@ def norm_options(block: nn.Module) -> dict[str, Any] | None:
     It cannot where they differ, or where a layer's own hooks would not see its call.
     """
     common = None
-    for layer in block.modules():
-        if layer is not block and (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks):
+    for layer in _inner(block):
+        if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
             return None
         if isinstance(layer, nn.BatchNorm2d):
             own = (layer.training or layer.running_mean is None, layer.momentum, layer.eps)
@@ -70,6 +70,14 @@ def norm_options(block: nn.Module) -> dict[str, Any] | None:
     if common is None:
         return None
     return dict(zip(("training", "momentum", "eps"), common, strict=True))
+
+
+def _inner(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules below this one: `modules()` without its set of those seen, for it is walked at every call."""
+    for child in module._modules.values():
+        if child is not None:
+            yield child
+            yield from _inner(child)
 
 
 def fuse(module: nn.Module) -> nn.Module:

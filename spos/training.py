@@ -160,7 +160,7 @@ def make_sink(model: nn.Module) -> GradientSink | None:
 def make_optimizer(model: nn.Module, config: SGDConfig, sink: GradientSink | None = None) -> torch.optim.Optimizer:
     """Return stochastic gradient descent with weight decay on parameters of more than one dimension only.
 
-    It is torch's; for gradients in a `sink` the library's, which computes the same where there is a gradient.
+    It is the library's own, which computes what torch's does where there is a gradient, here or in `sink`.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -168,9 +168,7 @@ def make_optimizer(model: nn.Module, config: SGDConfig, sink: GradientSink | Non
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
-    if sink:
-        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, sink=sink)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, sink=sink)
 
 
 def load_weights(model: nn.Module, run: RunDirectory, name: str) -> int:
