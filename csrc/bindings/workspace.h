@@ -28,7 +28,7 @@ class Workspace {
 
   private:
     static constexpr std::align_val_t alignment{64};
-    static constexpr size_t most_kept = 64 << 20;
+    static constexpr size_t most_kept = 256 << 20;
     struct Release {
         void operator()(void* memory) const { ::operator delete(memory, alignment); }
     };

@@ -264,6 +264,14 @@ void pack_column(const PackB<typename V::Scalar>& call, int64_t column, int coun
             }
         }
     }
+    if (call.stride_n == 1 && count == V::lanes) {
+        for (; k < call.k; ++k) {
+            const T scale = scale_k(k);
+            auto value = V::multiply_add(V::load(from + k * call.stride_k), V::broadcast(&scale), V::zero());
+            if (scale_n) value = V::multiply_add(value, V::load(scale_n), V::zero());
+            V::store(to + k * width, value);
+        }
+    }
     for (; k < call.k; ++k) {
         const T scale = scale_k(k);
         for (int i = 0; i < V::lanes; ++i)
