@@ -291,8 +291,17 @@ def _backward_fake(
 
 def _new_gradients(x: Tensor, bank: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
     dx = [empty_nhwc(x.shape, like=x)] if wanted[0] else []
-    # Laid out like the parameters, so that an optimizer walks both alike.
-    return dx + [torch.empty_like(tensor) for tensor, want in zip(bank, wanted[1:], strict=True) if want]
+    return dx + [_like(tensor) for tensor, want in zip(bank, wanted[1:], strict=True) if want]
+
+
+def _like(parameter: Tensor) -> Tensor:
+    """Return a dense tensor for a gradient, with the parameter's strides if those are dense too.
+
+    Strides of dimensions of one element differ between layouts of the same memory, and optimizers are slow, or copy,
+    where a gradient has others than its parameter.
+    """
+    gradient = torch.empty_like(parameter)
+    return gradient if gradient.is_contiguous() else parameter.new_empty(parameter.shape)
 
 
 def _expand(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
