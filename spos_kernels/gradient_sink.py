@@ -130,6 +130,9 @@ class GradientSink:
         is set to zero here first.
         """
         buffer, touched = self.buffer(parameter), self._slots[parameter].touched
+        if not touched:
+            touched.append(extent)
+            return buffer, False
         fresh = _without(extent, touched)
         add = fresh != [extent]
         if add:

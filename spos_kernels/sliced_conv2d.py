@@ -11,8 +11,9 @@ for everything else. Depthwise slices of 3×3 and larger run in the depthwise ke
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -62,17 +63,16 @@ def sliced_conv2d(
     x, weight, outputs = _arguments(x, weight, out_channels, out_offset, groups)
     options = (outputs, out_offset, in_offset, stride, padding, groups)
     backend = resolve_backend(x)
-    plain = is_plain(x, weight)
     sink = active_sink(weight)
-    if sink is not None and not (plain and backend == "cpu"):
-        _output_shape(x, weight, *options)
-        weight = slice_of(weight, _extent(x, outputs, out_offset, in_offset, groups))
+    if backend == "cpu" and is_plain(x, weight):
+        check_tensors(x, weight)
+        return _Eager.apply(x, weight, _plan(x.shape, weight.shape, *options), backend, sink)
+    if sink is not None:
+        _output_shape(x.shape, weight.shape, *options)
+        weight = slice_of(weight, _extent(x.shape, *options))
         options = (outputs, 0, 0, stride, padding, groups)
-        sink = None
     if backend == "reference":
         return _reference(x, weight, *options)
-    if plain:
-        return _Eager.apply(x, weight, *options, backend, sink)
     return torch.ops.spos_kernels.sliced_conv2d(x, weight, *options, backend)
 
 
@@ -120,14 +120,21 @@ def check_integer(name: str, value: object) -> None:
 
 
 def _output_shape(
-    x: Tensor, weight: Tensor, outputs: int, out_offset: int, in_offset: int, stride: int, padding: int, groups: int
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    outputs: int,
+    out_offset: int,
+    in_offset: int,
+    stride: int,
+    padding: int,
+    groups: int,
 ) -> tuple[int, int, int, int]:
-    """Check the arguments of a call and return the shape of its result."""
-    batch, channels, height, width = x.shape
-    rows, columns, kernel = weight.shape[:3]
+    """Check the sizes of a call and return the shape of its result."""
+    batch, channels, height, width = x_shape
+    rows, columns, kernel, other = weight_shape
     check_integer("in_offset", in_offset)
-    if kernel not in range(1, 8) or weight.shape[3] != kernel:
-        raise ValueError(f"weight has shape {list(weight.shape)}: expected [O, I, k, k] with k from 1 to 7")
+    if kernel not in range(1, 8) or other != kernel:
+        raise ValueError(f"weight has shape {list(weight_shape)}: expected [O, I, k, k] with k from 1 to 7")
     if channels < 1 or groups < 1 or channels % groups:
         raise ValueError(
             f"groups = {groups}: expected a divisor of {channels}, the channels of x, which are at least 1"
@@ -137,7 +144,7 @@ def _output_shape(
     if out_offset < 0 or out_offset + outputs > rows:
         raise ValueError(
             f"out_offset = {out_offset} and out_channels = {outputs}: expected a range within the {rows} rows of "
-            f"weight, whose shape is {list(weight.shape)}"
+            f"weight, whose shape is {list(weight_shape)}"
         )
     if in_offset < 0 or in_offset + channels // groups > columns:
         raise ValueError(
@@ -153,10 +160,9 @@ def _output_shape(
     smallest = max(1, kernel - 2 * padding)
     if height < smallest or width < smallest:
         raise ValueError(
-            f"x has shape {list(x.shape)}: expected H and W of at least {smallest} for kernel {kernel} and padding "
+            f"x has shape {list(x_shape)}: expected H and W of at least {smallest} for kernel {kernel} and padding "
             f"{padding}"
         )
-    check_tensors(x, weight)
     return batch, outputs, (height + 2 * padding - kernel) // stride + 1, (width + 2 * padding - kernel) // stride + 1
 
 
@@ -169,186 +175,126 @@ def check_tensors(x: Tensor, other: Tensor, name: str = "weight") -> None:
         raise ValueError(f"{name} is on {other.device}: expected the device of x, {x.device}")
 
 
-def _extent(x: Tensor, outputs: int, out_offset: int, in_offset: int, groups: int) -> Extent:
-    return Extent(out_offset, out_offset + outputs, in_offset, in_offset + x.shape[1] // groups)
+def _extent(
+    x_shape: Sequence[int], outputs: int, out_offset: int, in_offset: int, stride: int, padding: int, groups: int
+) -> Extent:
+    return Extent(out_offset, out_offset + outputs, in_offset, in_offset + x_shape[1] // groups)
 
 
-def _reference(
-    x: Tensor, weight: Tensor, outputs: int, out_offset: int, in_offset: int, stride: int, padding: int, groups: int
-) -> Tensor:
-    _output_shape(x, weight, outputs, out_offset, in_offset, stride, padding, groups)
-    weight = _extent(x, outputs, out_offset, in_offset, groups).of(weight)
+def _reference(x: Tensor, weight: Tensor, *options: int) -> Tensor:
+    check_tensors(x, weight)
+    _output_shape(x.shape, weight.shape, *options)
+    weight = _extent(x.shape, *options).of(weight)
+    *_, stride, padding, groups = options
     # Under autocast the casts are made by now; the convolution itself stays in float32.
     with torch.autocast(x.device.type, enabled=False) if is_autocast(x) else nullcontext():
         return as_nhwc(F.conv2d(x, weight, stride=stride, padding=padding, groups=groups))
 
 
-def _is_depthwise(inputs: int, outputs: int, kernel: int, groups: int) -> bool:
-    """Whether the depthwise kernels have this shape."""
-    return groups == inputs == outputs and kernel in (3, 5, 7)
+class _Plan:
+    """What follows from the sizes of a call. Looked up, since checking them takes longer than small kernels do."""
+
+    def __init__(self, x_shape: torch.Size, weight_shape: torch.Size, *options: int) -> None:
+        self.x_shape, self.weight_shape, self.options = x_shape, weight_shape, options
+        self.y_shape = _output_shape(x_shape, weight_shape, *options)
+        self.extent = _extent(x_shape, *options)
+        self.outputs, self.out_offset, in_offset, self.stride, self.padding, groups = options
+        self.slice = (self.out_offset, in_offset, self.stride, self.padding, groups)  # in the extension's order
+        inputs, kernel = x_shape[1], weight_shape[3]
+        self.multiply_adds = torch.Size(self.y_shape).numel() * (inputs // groups) * kernel**2
+        # The depthwise kernels have this shape: their weight is contiguous.
+        self.depthwise = groups == inputs == self.outputs and kernel in (3, 5, 7)
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Return the slice of a depthwise weight."""
+        return weight.narrow(0, self.out_offset, self.outputs)
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x, and dy below, has adjacent channels."""
+        y = empty_nhwc(self.y_shape, like=x)
+        threads = threads_for(self.multiply_adds)
+        if self.depthwise:
+            rows = self.rows(weight).contiguous()  # itself, but for strange layouts
+            _C.depthwise_conv2d_forward(x, rows, y, self.stride, self.padding, ISA, threads)
+        else:
+            _C.sliced_conv2d_forward(x, weight, None, y, *self.slice, ISA, threads)
+        return y
+
+    def dgrad(self, dy: Tensor, weight: Tensor) -> Tensor:
+        dx = empty_nhwc(self.x_shape, like=dy)
+        threads = threads_for(self.multiply_adds)
+        if self.depthwise:
+            _C.depthwise_conv2d_dgrad(dy, self.rows(weight).contiguous(), dx, self.stride, self.padding, ISA, threads)
+        else:
+            _C.sliced_conv2d_dgrad(dy, weight, dx, *self.slice, ISA, threads)
+        return dx
+
+    def wgrad(self, x: Tensor, dy: Tensor, dweight: Tensor, accumulate: bool) -> None:
+        """Write the slice's gradient into its place in `dweight`, or add it there; touch nothing else."""
+        threads = threads_for(self.multiply_adds)
+        if not self.depthwise:
+            _C.sliced_conv2d_wgrad(x, dy, dweight, *self.slice, accumulate, ISA, threads)
+            return
+        rows = self.rows(dweight)
+        direct = not accumulate and rows.is_contiguous()
+        gradient = rows if direct else torch.empty_like(rows, memory_format=torch.contiguous_format)
+        _C.depthwise_conv2d_wgrad(x, dy, gradient, self.stride, self.padding, ISA, threads)
+        if not direct:
+            _ = rows.add_(gradient) if accumulate else rows.copy_(gradient)
 
 
-# The three kernels, as functions of plain tensors. `backend` has one value so far: the argument is what makes a
-# backward pass run where its forward pass ran.
+_plan = lru_cache(maxsize=4096, typed=True)(_Plan)
 
 
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    outputs: int,
-    out_offset: int,
-    in_offset: int,
-    stride: int,
-    padding: int,
-    groups: int,
-    backend: str,
-) -> Tensor:
-    y = _forward_fake(x, weight, outputs, out_offset, in_offset, stride, padding, groups, backend)
-    x, kernel = as_nhwc(x), weight.shape[-1]
-    threads = threads_for(y.numel() * (x.shape[1] // groups) * kernel**2)
-    if _is_depthwise(x.shape[1], outputs, kernel, groups):
-        rows = weight.narrow(0, out_offset, outputs).contiguous()  # itself, if weight is contiguous
-        _C.depthwise_conv2d_forward(x, rows, y, stride, padding, ISA, threads)
-    else:
-        _C.sliced_conv2d_forward(x, weight, None, y, out_offset, in_offset, stride, padding, groups, ISA, threads)
-    return y
+# The three kernels as functions of plain tensors, for torch.library. `backend` has one value so far: the argument is
+# what makes a backward pass run where its forward pass ran. options: those of sliced_conv2d.
 
 
-def _dgrad(
-    dy: Tensor,
-    weight: Tensor,
-    inputs: int,
-    height: int,
-    width: int,
-    out_offset: int,
-    in_offset: int,
-    stride: int,
-    padding: int,
-    groups: int,
-    backend: str,
-) -> Tensor:
-    dx = _dgrad_fake(dy, weight, inputs, height, width, out_offset, in_offset, stride, padding, groups, backend)
-    dy, kernel = as_nhwc(dy), weight.shape[-1]
-    threads = threads_for(dy.numel() * (inputs // groups) * kernel**2)
-    if _is_depthwise(inputs, dy.shape[1], kernel, groups):
-        rows = weight.narrow(0, out_offset, inputs).contiguous()
-        _C.depthwise_conv2d_dgrad(dy, rows, dx, stride, padding, ISA, threads)
-    else:
-        _C.sliced_conv2d_dgrad(dy, weight, dx, out_offset, in_offset, stride, padding, groups, ISA, threads)
-    return dx
+def _forward(x: Tensor, weight: Tensor, *options_and_backend: Any) -> Tensor:
+    check_tensors(x, weight)
+    return _plan(x.shape, weight.shape, *options_and_backend[:-1]).forward(as_nhwc(x), weight)
+
+
+def _dgrad(dy: Tensor, weight: Tensor, x_shape: Sequence[int], *options_and_backend: Any) -> Tensor:
+    plan = _plan(torch.Size(x_shape), weight.shape, *options_and_backend[:-1])
+    return plan.dgrad(as_nhwc(dy), weight)
 
 
 def _wgrad(
-    x: Tensor,
-    dy: Tensor,
-    weight_shape: list[int],
-    channels_last: bool,
-    out_offset: int,
-    in_offset: int,
-    stride: int,
-    padding: int,
-    groups: int,
-    backend: str,
+    x: Tensor, dy: Tensor, weight_shape: Sequence[int], channels_last: bool, *options_and_backend: Any
 ) -> Tensor:
-    dweight = _wgrad_fake(
-        x, dy, weight_shape, channels_last, out_offset, in_offset, stride, padding, groups, backend
-    ).zero_()
-    _wgrad_into(dweight, False, x, dy, out_offset, in_offset, stride, padding, groups)
+    dweight = _wgrad_fake(x, dy, weight_shape, channels_last).zero_()
+    plan = _plan(x.shape, torch.Size(weight_shape), *options_and_backend[:-1])
+    plan.wgrad(as_nhwc(x), as_nhwc(dy), dweight, False)
     return dweight
 
 
-def _wgrad_into(
-    dweight: Tensor,
-    accumulate: bool,
-    x: Tensor,
-    dy: Tensor,
-    out_offset: int,
-    in_offset: int,
-    stride: int,
-    padding: int,
-    groups: int,
-) -> None:
-    """Write the slice's gradient into its place in `dweight`, or add it there; touch nothing else."""
-    x, dy, kernel = as_nhwc(x), as_nhwc(dy), dweight.shape[-1]
-    threads = threads_for(dy.numel() * (x.shape[1] // groups) * kernel**2)
-    if not _is_depthwise(x.shape[1], dy.shape[1], kernel, groups):
-        _C.sliced_conv2d_wgrad(x, dy, dweight, out_offset, in_offset, stride, padding, groups, accumulate, ISA, threads)
-        return
-    rows = dweight.narrow(0, out_offset, dy.shape[1])
-    direct = not accumulate and rows.is_contiguous()
-    gradient = rows if direct else torch.empty_like(rows, memory_format=torch.contiguous_format)
-    _C.depthwise_conv2d_wgrad(x, dy, gradient, stride, padding, ISA, threads)
-    if not direct:
-        _ = rows.add_(gradient) if accumulate else rows.copy_(gradient)
+def _forward_fake(x: Tensor, weight: Tensor, *options_and_backend: Any) -> Tensor:
+    check_tensors(x, weight)
+    return empty_nhwc(_output_shape(x.shape, weight.shape, *options_and_backend[:-1]), like=x)
 
 
-def _forward_fake(
-    x: Tensor,
-    weight: Tensor,
-    outputs: int,
-    out_offset: int,
-    in_offset: int,
-    stride: int,
-    padding: int,
-    groups: int,
-    backend: str,
-) -> Tensor:
-    return empty_nhwc(_output_shape(x, weight, outputs, out_offset, in_offset, stride, padding, groups), like=x)
+def _dgrad_fake(dy: Tensor, weight: Tensor, x_shape: Sequence[int], *_: Any) -> Tensor:
+    return empty_nhwc(x_shape, like=dy)
 
 
-def _dgrad_fake(
-    dy: Tensor,
-    weight: Tensor,
-    inputs: int,
-    height: int,
-    width: int,
-    out_offset: int,
-    in_offset: int,
-    stride: int,
-    padding: int,
-    groups: int,
-    backend: str,
-) -> Tensor:
-    return empty_nhwc((dy.shape[0], inputs, height, width), like=dy)
-
-
-def _wgrad_fake(
-    x: Tensor,
-    dy: Tensor,
-    weight_shape: list[int],
-    channels_last: bool,
-    out_offset: int,
-    in_offset: int,
-    stride: int,
-    padding: int,
-    groups: int,
-    backend: str,
-) -> Tensor:
+def _wgrad_fake(x: Tensor, dy: Tensor, weight_shape: Sequence[int], channels_last: bool, *_: Any) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(weight_shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep what the gradients asked for need, and nothing else: x for wgrad, weight for dgrad."""
-    x, weight, _, ctx.out_offset, ctx.in_offset, *rest, ctx.backend = inputs
-    ctx.window = tuple(rest)  # stride, padding, groups
+    x, weight, *ctx.options_and_backend = inputs
     ctx.x_shape, ctx.weight_shape = x.shape, weight.shape
-    # Autograd wants a gradient in the layout of its tensor.
-    ctx.channels_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+    ctx.channels_last = _is_channels_last(weight)
     needs_dx, needs_dweight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if needs_dweight else None, weight if needs_dx else None)
 
 
-def _dx(ctx: Any, dy: Tensor, weight: Tensor) -> Tensor:
-    dgrad: Kernel = _dgrad if is_plain(dy, weight) else torch.ops.spos_kernels.sliced_conv2d_dgrad
-    _, inputs, height, width = ctx.x_shape
-    return dgrad(dy, weight, inputs, height, width, ctx.out_offset, ctx.in_offset, *ctx.window, ctx.backend)
-
-
-def _dweight(ctx: Any, x: Tensor, dy: Tensor) -> Tensor:
-    wgrad: Kernel = _wgrad if is_plain(x, dy) else torch.ops.spos_kernels.sliced_conv2d_wgrad
-    shape = list(ctx.weight_shape)
-    return wgrad(x, dy, shape, ctx.channels_last, ctx.out_offset, ctx.in_offset, *ctx.window, ctx.backend)
+def _is_channels_last(weight: Tensor) -> bool:
+    """Whether autograd wants this layout of the gradient: that of its tensor."""
+    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def check_single_backward(name: str) -> None:
@@ -359,61 +305,81 @@ def check_single_backward(name: str) -> None:
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     check_single_backward("sliced_conv2d")
     x, weight = ctx.saved_tensors
-    needs_dx, needs_dweight = ctx.needs_input_grad[:2]
+    dx, dweight = _gradients_by_operators(
+        x, weight, dy, ctx.needs_input_grad, ctx.x_shape, ctx.weight_shape, ctx.channels_last, ctx.options_and_backend
+    )
+    return dx, dweight, *[None] * len(ctx.options_and_backend)
+
+
+def _gradients_by_operators(
+    x: Tensor,
+    weight: Tensor,
+    dy: Tensor,
+    needed: Sequence[bool],
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    channels_last: bool,
+    options_and_backend: Sequence[Any],
+) -> tuple[Tensor | None, Tensor | None]:
+    operators = torch.ops.spos_kernels
     dy = as_nhwc(dy)  # once for both
-    dx = _dx(ctx, dy, weight) if needs_dx else None
-    dweight = _dweight(ctx, x, dy) if needs_dweight else None
-    return dx, dweight, None, None, None, None, None, None, None
+    dx = operators.sliced_conv2d_dgrad(dy, weight, x_shape, *options_and_backend) if needed[0] else None
+    dweight = (
+        operators.sliced_conv2d_wgrad(x, dy, weight_shape, channels_last, *options_and_backend) if needed[1] else None
+    )
+    return dx, dweight
 
 
 class _Eager(torch.autograd.Function):
-    # forward takes ctx: with a separate setup_context, apply() binds the signature anew at every call.
+    # forward takes ctx: with a separate setup_context, apply() binds the signature anew at every call. Few arguments:
+    # every one costs time.
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        outputs: int,
-        out_offset: int,
-        in_offset: int,
-        stride: int,
-        padding: int,
-        groups: int,
-        backend: str,
-        sink: GradientSink | None,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, plan: _Plan, backend: str, sink: GradientSink | None) -> Tensor:
         x = as_nhwc(x)
-        options = (outputs, out_offset, in_offset, stride, padding, groups)
-        y = _forward(x, weight, *options, backend)
-        _save(ctx, (x, weight, *options, backend), y)
-        ctx.sink = sink
+        ctx.plan, ctx.backend, ctx.sink = plan, backend, sink
+        needs_dx, needs_dweight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if needs_dweight else None, weight if needs_dx else None)
         if sink is not None:
-            ctx.parameter, ctx.extent = weight, _extent(x, outputs, out_offset, in_offset, groups)
-        return y
+            ctx.parameter = weight
+        ctx.channels_last = _is_channels_last(weight)
+        return plan.forward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.sink is None:
-            return *_gradients(ctx, dy), None
         check_single_backward("sliced_conv2d")
         x, weight = ctx.saved_tensors
         needs_dx, needs_dweight = ctx.needs_input_grad[:2]
+        plan, sink = ctx.plan, ctx.sink
+        if not is_plain(*(t for t in (dy, x, weight) if t is not None)):
+            dx, dweight = _gradients_by_operators(
+                x,
+                weight,
+                dy,
+                ctx.needs_input_grad,
+                plan.x_shape,
+                plan.weight_shape,
+                ctx.channels_last,
+                (*plan.options, ctx.backend),
+            )
+            if sink is not None and dweight is not None:
+                sink.accumulate(ctx.parameter, plan.extent, plan.extent.of(dweight))
+                dweight = None
+            return dx, dweight, None, None, None
         dy = as_nhwc(dy)
-        dx = _dx(ctx, dy, weight) if needs_dx else None
-        if needs_dweight:
-            buffer, add = ctx.sink.reserve(ctx.parameter, ctx.extent)
-            _wgrad_into(buffer, add, x, dy, ctx.out_offset, ctx.in_offset, *ctx.window)
-        return dx, *[None] * 9
+        dx = plan.dgrad(dy, weight) if needs_dx else None
+        dweight = None
+        if needs_dweight and sink is not None:
+            buffer, add = sink.reserve(ctx.parameter, plan.extent)
+            plan.wgrad(x, dy, buffer, add)
+        elif needs_dweight:
+            dweight = _wgrad_fake(x, dy, plan.weight_shape, ctx.channels_last).zero_()
+            plan.wgrad(x, dy, dweight, False)
+        return dx, dweight, None, None, None
 
 
-_OPTIONS = "SymInt out_offset, SymInt in_offset, int stride, int padding, SymInt groups, str backend"
-register("sliced_conv2d", f"(Tensor x, Tensor weight, SymInt outputs, {_OPTIONS})", _forward, _forward_fake)
-register(
-    "sliced_conv2d_dgrad",
-    f"(Tensor dy, Tensor weight, SymInt inputs, SymInt height, SymInt width, {_OPTIONS})",
-    _dgrad,
-    _dgrad_fake,
-)
+_OPTIONS = "SymInt outputs, SymInt out_offset, SymInt in_offset, int stride, int padding, SymInt groups, str backend"
+register("sliced_conv2d", f"(Tensor x, Tensor weight, {_OPTIONS})", _forward, _forward_fake)
+register("sliced_conv2d_dgrad", f"(Tensor dy, Tensor weight, SymInt[] x_shape, {_OPTIONS})", _dgrad, _dgrad_fake)
 register(
     "sliced_conv2d_wgrad",
     f"(Tensor x, Tensor dy, SymInt[] weight_shape, bool channels_last, {_OPTIONS})",

@@ -33,41 +33,84 @@ SPOS_INLINE void zero_run(typename V::Scalar* to, int64_t count) {
     if (rest) V::store_first(to + i, V::zero(), rest);
 }
 
+// `rows` runs of `length` elements. Short ones of whole vectors, the common case, are unrolled.
+template <class V, int Vectors>
+SPOS_INLINE void copy_vectors(const typename V::Scalar* from, int64_t from_stride, typename V::Scalar* to,
+                              int64_t to_stride, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r, from += from_stride, to += to_stride) {
+        SPOS_UNROLL
+        for (int i = 0; i < Vectors; ++i) V::store(to + i * V::lanes, V::load(from + i * V::lanes));
+    }
+}
+
+template <class V>
+void copy_runs(const typename V::Scalar* from, int64_t from_stride, typename V::Scalar* to, int64_t to_stride,
+               int64_t rows, int64_t length) {
+    if (length == V::lanes) return copy_vectors<V, 1>(from, from_stride, to, to_stride, rows);
+    if (length == 2 * V::lanes) return copy_vectors<V, 2>(from, from_stride, to, to_stride, rows);
+    if (length == 3 * V::lanes) return copy_vectors<V, 3>(from, from_stride, to, to_stride, rows);
+    if (length == 4 * V::lanes) return copy_vectors<V, 4>(from, from_stride, to, to_stride, rows);
+    if (length == 6 * V::lanes) return copy_vectors<V, 6>(from, from_stride, to, to_stride, rows);
+    for (int64_t r = 0; r < rows; ++r) copy_run<V>(to + r * to_stride, from + r * from_stride, length);
+}
+
+// Columns [first, end) of one row of the destination and one row of taps, from a row of the source.
+template <class V>
+void gather_row(const Gather<typename V::Scalar>& call, const typename V::Scalar* source, int64_t first, int64_t end,
+                typename V::Scalar* to) {
+    const Window& window = call.columns;
+    const int64_t channels = call.channels, source_w = call.source.w, width = call.source.width;
+    const auto border = [&](int64_t column) {
+        const int64_t left = column * window.step + window.start;
+        for (int tap = 0; tap < window.taps; ++tap, to += channels) {
+            if (static_cast<uint64_t>(left + tap) < static_cast<uint64_t>(width))
+                copy_run<V>(to, source + (left + tap) * source_w, channels);
+            else
+                zero_run<V>(to, channels);
+        }
+        to += call.to_stride - window.taps * channels;
+    };
+    const auto is_inside = [&](int64_t column) {
+        const int64_t left = column * window.step + window.start;
+        return left >= 0 && left + window.taps <= width;
+    };
+    int64_t column = first, last = end;
+    for (; column < end && !is_inside(column); ++column) border(column);
+    while (last > column && !is_inside(last - 1)) --last;
+    if (column < last) {
+        const typename V::Scalar* const from = source + (column * window.step + window.start) * source_w;
+        const int64_t stride = window.step * source_w;
+        if (source_w == channels) {
+            copy_runs<V>(from, stride, to, call.to_stride, last - column, window.taps * channels);
+        } else {
+            for (int tap = 0; tap < window.taps; ++tap)
+                copy_runs<V>(from + tap * source_w, stride, to + tap * channels, call.to_stride, last - column,
+                             channels);
+        }
+        to += (last - column) * call.to_stride;
+    }
+    for (column = last > column ? last : column; column < end; ++column) border(column);
+}
+
 template <class V>
 void gather(const Gather<typename V::Scalar>& call) {
     using T = typename V::Scalar;
     const Map<const T>& source = call.source;
-    const int64_t channels = call.channels, row_size = call.columns.taps * channels;
-    int64_t column = call.first % call.columns.count, flat = call.first / call.columns.count;
-    int64_t row = flat % call.rows.count, n = flat / call.rows.count;
+    const int64_t width = call.columns.count, row_size = call.columns.taps * call.channels;
     T* to = call.to;
-    for (int64_t r = call.first; r < call.end; ++r, to += call.to_stride) {
+    for (int64_t at = call.first; at < call.end;) {
+        const int64_t column = at % width, row = at / width % call.rows.count, n = at / width / call.rows.count;
+        const int64_t count = call.end - at < width - column ? call.end - at : width - column;
         const int64_t top = row * call.rows.step + call.rows.start;
-        const int64_t left = column * call.columns.step + call.columns.start;
-        const bool inside = left >= 0 && left + call.columns.taps <= source.width;
-        for (int th = 0; th < call.rows.taps; ++th) {
-            T* const at = to + th * row_size;
-            if (static_cast<uint64_t>(top + th) >= static_cast<uint64_t>(source.height)) {
-                zero_run<V>(at, row_size);
-                continue;
-            }
-            const T* const from = source.data + n * source.n + (top + th) * source.h + left * source.w;
-            if (inside && source.w == channels) {
-                copy_run<V>(at, from, row_size);
-                continue;
-            }
-            for (int tw = 0; tw < call.columns.taps; ++tw) {
-                if (static_cast<uint64_t>(left + tw) < static_cast<uint64_t>(source.width))
-                    copy_run<V>(at + tw * channels, from + tw * source.w, channels);
-                else
-                    zero_run<V>(at + tw * channels, channels);
-            }
+        for (int tap = 0; tap < call.rows.taps; ++tap) {
+            T* const rows = to + tap * row_size;
+            if (static_cast<uint64_t>(top + tap) < static_cast<uint64_t>(source.height))
+                gather_row<V>(call, source.data + n * source.n + (top + tap) * source.h, column, column + count, rows);
+            else
+                for (int64_t r = 0; r < count; ++r) zero_run<V>(rows + r * call.to_stride, row_size);
         }
-        if (++column < call.columns.count) continue;
-        column = 0;
-        if (++row < call.rows.count) continue;
-        row = 0;
-        ++n;
+        to += count * call.to_stride;
+        at += count;
     }
 }
 
@@ -80,13 +123,21 @@ bool has_adjacent_taps(const PackWeight<T>& call) {
     return true;
 }
 
+// Where a vector of columns of one panel goes: tap and c at place[tap] + c * width.
+template <typename T>
+struct PackedColumn {
+    T* place[most_taps];
+    int64_t width;
+};
+
 // One vector of columns, all of which exist, of a weight with adjacent taps.
 template <class V>
-void pack_turned(const PackWeight<typename V::Scalar>& call, int64_t column, typename V::Scalar* to, int64_t width) {
-    using T = typename V::Scalar;
-    const T* const from = call.weight + column * call.stride_n;
-    const int64_t length = call.channels * call.taps, tap_size = call.channels * width;
-    int64_t c = 0, tap = 0, i = 0;
+void pack_turned(const PackWeight<typename V::Scalar>& call, int64_t column,
+                 const PackedColumn<typename V::Scalar>& to) {
+    const typename V::Scalar* const from = call.weight + column * call.stride_n;
+    const int64_t length = call.channels * call.taps;
+    int64_t c = 0, i = 0;
+    int tap = 0;
     const auto next = [&] {
         if (++tap == call.taps) {
             tap = 0;
@@ -100,23 +151,22 @@ void pack_turned(const PackWeight<typename V::Scalar>& call, int64_t column, typ
         transpose<V>(rows);
         SPOS_UNROLL
         for (int j = 0; j < V::lanes; ++j) {
-            V::store(to + tap * tap_size + c * width, rows[j]);
+            V::store(to.place[tap] + c * to.width, rows[j]);
             next();
         }
     }
     for (; i < length; ++i, next())
-        for (int lane = 0; lane < V::lanes; ++lane)
-            to[tap * tap_size + c * width + lane] = from[lane * call.stride_n + i];
+        for (int lane = 0; lane < V::lanes; ++lane) to.place[tap][c * to.width + lane] = from[lane * call.stride_n + i];
 }
 
 template <class V>
-void pack_picked(const PackWeight<typename V::Scalar>& call, int64_t column, int count, typename V::Scalar* to,
-                 int64_t width) {
+void pack_picked(const PackWeight<typename V::Scalar>& call, int64_t column, int count,
+                 const PackedColumn<typename V::Scalar>& to) {
     using T = typename V::Scalar;
     for (int64_t c = 0; c < call.channels; ++c) {
         const T* const from = call.weight + column * call.stride_n + c * call.stride_c;
         for (int tap = 0; tap < call.taps; ++tap) {
-            T* const at = to + (tap * call.channels + c) * width;
+            T* const at = to.place[tap] + c * to.width;
             const T* const element = from + call.offset[tap];
             if (call.stride_n == 1) {
                 V::store(at, count == V::lanes ? V::load(element) : V::load_first(element, count));
@@ -129,16 +179,19 @@ void pack_picked(const PackWeight<typename V::Scalar>& call, int64_t column, int
 
 template <class V>
 void pack_weight(const PackWeight<typename V::Scalar>& call) {
-    const int64_t depth = call.taps * call.channels;
+    const int64_t depth = call.together * call.channels;
     const bool turn = has_adjacent_taps(call);
     for_panels<V>(call.n, [&](int64_t column, int vectors, int count) {
-        const int64_t width = vectors * V::lanes;
-        for (int64_t j = 0; j < width; j += V::lanes) {
-            typename V::Scalar* const to = call.packed + column * depth + j;
+        PackedColumn<typename V::Scalar> to;
+        to.width = vectors * V::lanes;
+        for (int64_t j = 0; j < to.width; j += V::lanes) {
+            for (int tap = 0; tap < call.taps; ++tap)
+                to.place[tap] = call.packed + tap / call.together * call.matrix_size + column * depth +
+                                tap % call.together * call.channels * to.width + j;
             if (turn && count == V::lanes)
-                pack_turned<V>(call, column + j, to, width);
+                pack_turned<V>(call, column + j, to);
             else
-                pack_picked<V>(call, column + j, count, to, width);
+                pack_picked<V>(call, column + j, count, to);
         }
     });
 }

@@ -38,14 +38,16 @@ struct Gather {
     int64_t to_stride;
 };
 
-// The weight as the matrix B[(tap, c), n] in the panels of gemm_body.h. Element strides; taps as offsets.
+// The weight as matrices B[(tap, c), n] in the panels of gemm_body.h: taps 0 .. together - 1, then the next as many,
+// each matrix `matrix_size` elements behind the one before. Element strides; taps as offsets.
 template <typename T>
 struct PackWeight {
     const T* weight;
     int64_t n, channels, stride_n, stride_c;
-    int taps;
+    int taps, together;
     int64_t offset[most_taps];
     T* packed;
+    int64_t matrix_size;
 };
 
 // dweight[o, c, tap] (+)= sum over parts of partial[part][o][tap][c], parts in their order.

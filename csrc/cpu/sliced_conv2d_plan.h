@@ -15,6 +15,13 @@ constexpr int64_t enough_tasks = 16;
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// The largest power of two up to `value`, at least 1.
+constexpr int64_t power_of_two(int64_t value) {
+    int64_t power = 1;
+    while (2 * power <= value) power *= 2;
+    return power;
+}
+
 // [0, size) in `chunks` pieces of about the same size that begin at multiples of `unit`.
 struct Cut {
     int64_t size, chunks, unit;

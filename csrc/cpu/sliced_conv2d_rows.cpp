@@ -35,54 +35,6 @@ struct RowsProduct {
     int64_t pixels() const { return batch * rows.count * columns.count; }
 };
 
-template <typename T>
-bool is_whole(const Window& window, int64_t source_size) {
-    return window.taps == 1 && window.step == 1 && window.start == 0 && window.count == source_size;
-}
-
-// How a product is cut and where its operands lie, by its shape (and the vectors of the instruction set) alone.
-template <typename T>
-struct RowsPlan {
-    Cut m, n;
-    int64_t a_stride;  // of the source itself, or 0: gathered
-    int64_t c_stride;  // of the destination itself, or 0: scattered from scratch
-    int64_t gathered_stride;
-
-    RowsPlan(const RowsProduct<T>& product, int lanes) {
-        const bool direct =
-            is_whole<T>(product.rows, product.source.height) && is_whole<T>(product.columns, product.source.width);
-        a_stride = direct ? pixel_stride(product.source, product.batch) : 0;
-        c_stride = product.rows.to_step == 1 ? pixel_stride(product.destination, product.batch) : 0;
-        gathered_stride = scratch_stride(product.depth());
-        // Columns: a few panels each, so that packing is shared out. Rows: their windows fit into half of a small L2.
-        constexpr int64_t columns = 160, least_rows = 48, block_bytes = 512 << 10;
-        n = cut(product.n, columns, enough_tasks, lanes);
-        const int64_t fitting = block_bytes / (product.depth() * static_cast<int64_t>(sizeof(T)));
-        const int64_t pixels = product.pixels(), rows = std::clamp<int64_t>(fitting, least_rows, 1024);
-        const int64_t wanted = round_up(ceil_div(enough_tasks, n.chunks * product.groups), 2);
-        const int64_t chunks = std::max(ceil_div(pixels, rows), std::min(wanted, pixels / least_rows));
-        m = {pixels, std::max<int64_t>(chunks, 1), 1};
-    }
-};
-
-template <typename T>
-PackWeight<T> packing(const RowsProduct<T>& product, int64_t group, int64_t first, int64_t end, T* packed) {
-    PackWeight<T> pack{product.weight + group * product.weight_group + first * product.weight_n,
-                       end - first,
-                       product.k,
-                       product.weight_n,
-                       product.weight_k,
-                       product.taps(),
-                       {},
-                       packed};
-    for (int h = 0; h < product.rows.taps; ++h)
-        for (int w = 0; w < product.columns.taps; ++w)
-            pack.offset[h * product.columns.taps + w] =
-                (product.rows.first_tap + h * product.rows.tap_step) * product.weight_h +
-                (product.columns.first_tap + w * product.columns.tap_step) * product.weight_w;
-    return pack;
-}
-
 // Calls visit(destination pixel, r) for the pixels first + r, r < count.
 template <typename T, typename Visit>
 void for_pixels(const RowsProduct<T>& product, int64_t first, int64_t count, const Visit& visit) {
@@ -96,23 +48,75 @@ void for_pixels(const RowsProduct<T>& product, int64_t first, int64_t count, con
     }
 }
 
-// Scratch: the packed columns' blocks; for each thread the rows it has gathered, and results to be scattered.
+// A window that is the pixel itself.
+bool is_whole(const Window& window, int64_t source_size) {
+    return window.taps == 1 && window.step == 1 && window.start == 0 && window.count == source_size;
+}
+
+// How a product is cut and where its operands lie, by its shape (and the vectors of the instruction set) alone.
+struct RowsPlan {
+    Cut m, n;
+    bool packs;        // every task packs its own columns, and does all rows
+    int together;      // taps of one product: all, those of a row, or one
+    int64_t a_stride;  // of the source itself, or 0: gathered
+    int64_t c_stride;  // of the destination itself, or 0: scattered from scratch
+    int64_t gathered_stride;
+
+    template <typename T>
+    RowsPlan(const RowsProduct<T>& product, int lanes) {
+        const bool direct =
+            is_whole(product.rows, product.source.height) && is_whole(product.columns, product.source.width);
+        a_stride = direct ? pixel_stride(product.source, product.batch) : 0;
+        c_stride = product.rows.to_step == 1 ? pixel_stride(product.destination, product.batch) : 0;
+        constexpr int64_t most_depth = 1024;  // then some hundred gathered rows fit into L2
+        const auto fits = [&](int taps) { return taps * product.k <= most_depth; };
+        together = fits(product.taps()) ? product.taps() : fits(product.columns.taps) ? product.columns.taps : 1;
+        gathered_stride = scratch_stride(together * product.k);
+
+        constexpr int64_t size = sizeof(T), l2 = 1 << 20;
+        const int64_t pixels = product.pixels();
+        const int64_t a_bytes = pixels * product.depth() * size, b_bytes = product.n * product.depth() * size;
+        constexpr int64_t least_columns = 32, columns = 160, least_rows = 48;
+        const Cut narrow = cut(product.n, std::clamp(ceil_div(product.n, 8), least_columns, columns), INT64_MAX, lanes);
+        n = cut(product.n, columns, enough_tasks, lanes);
+        // Gathered rows that are met by few columns should not leave L1; those that many meet, or that are read in
+        // place, should be many, for each block of them reads all columns.
+        const bool small = !a_stride && b_bytes <= 256 << 10;
+        const int64_t row_bytes = together * product.k * size;
+        const int64_t rows = small ? std::clamp<int64_t>((24 << 10) / row_bytes, 24, 480)
+                                   : std::clamp<int64_t>((192 << 10) / row_bytes, 96, 480);
+        const int64_t wanted = round_up(ceil_div(enough_tasks, n.chunks * product.groups), 2);
+        const int64_t chunks = std::max(ceil_div(pixels, rows), std::min(wanted, pixels / least_rows));
+        // Packing first and for all costs a trip of the weight to memory and back, and the blocks of rows read all of
+        // it again; packing for each task alone makes the tasks read all rows again.
+        const int64_t alone = b_bytes + (a_bytes > l2 ? narrow.chunks * a_bytes : a_bytes);
+        const int64_t first = 3 * b_bytes + a_bytes + (b_bytes > l2 ? (chunks - 1) * b_bytes : 0);
+        constexpr int64_t few_pixels = 256;
+        packs = alone < first && (pixels <= few_pixels || narrow.chunks * product.groups >= enough_tasks / 2);
+        if (packs) n = narrow;
+        m = {pixels, std::max<int64_t>(packs ? ceil_div(pixels * together * product.k * size, l2) : chunks, 1), 1};
+    }
+};
+
+// Scratch: packed columns, of a task for each thread or of all; for each thread the rows it has gathered, and results
+// to be scattered.
 template <typename T>
 struct RowsScratch {
-    int64_t packed_size, gathered_size, c_stride, c_size;  // of one block, in elements
+    int64_t matrix_size, packed_size, gathered_size, c_stride, c_size;  // of one block, in elements
     T* packed;
     T* gathered;
     T* results;
     size_t bytes;
 
-    RowsScratch(const RowsProduct<T>& product, const RowsPlan<T>& plan, const GemmBody<T>& gemm, void* workspace,
+    RowsScratch(const RowsProduct<T>& product, const RowsPlan& plan, const GemmBody<T>& gemm, void* workspace,
                 int threads) {
-        packed_size = gemm.packed_size(plan.n.largest(), product.depth());
+        matrix_size = gemm.packed_size(plan.n.largest(), plan.together * product.k);
+        packed_size = product.taps() / plan.together * matrix_size;
         gathered_size = plan.a_stride ? 0 : plan.m.largest() * plan.gathered_stride;
         c_stride = round_up(plan.n.largest(), gemm.lanes);
         c_size = plan.c_stride ? 0 : plan.m.largest() * c_stride;
         Carver carver(workspace);
-        packed = carver.take<T>(packed_size * plan.n.chunks * product.groups);
+        packed = carver.take<T>(packed_size * (plan.packs ? threads : plan.n.chunks * product.groups));
         gathered = carver.take<T>(gathered_size * threads);
         results = carver.take<T>(c_size * threads);
         bytes = carver.bytes();
@@ -120,63 +124,128 @@ struct RowsScratch {
 };
 
 template <typename T>
+class Rows {
+  public:
+    Rows(Isa isa, const RowsProduct<T>& product, void* workspace, int threads)
+        : product_(product),
+          gemm_(gemm_body<T>(isa)),
+          body_(sliced_conv2d_body<T>(isa)),
+          plan_(product, gemm_.lanes),
+          scratch_(product, plan_, gemm_, workspace, threads) {}
+
+    void run(int threads) const {
+        const int64_t packs = product_.groups * plan_.n.chunks;
+        if (plan_.packs) {
+            parallel_for(packs, threads, [this](int64_t begin, int64_t end, int slot) {
+                int64_t gathered = -1;
+                T* const packed = scratch_.packed + slot * scratch_.packed_size;
+                for (int64_t task = begin; task < end; ++task) {
+                    const int64_t group = task / plan_.n.chunks, chunk = task % plan_.n.chunks;
+                    pack(group, chunk, packed);
+                    for (int64_t block = 0; block < plan_.m.chunks; ++block)
+                        multiply(group, block, chunk, packed, slot, gathered);
+                }
+            });
+            return;
+        }
+        parallel_for(packs, threads, [this](int64_t begin, int64_t end) {
+            for (int64_t task = begin; task < end; ++task)
+                pack(task / plan_.n.chunks, task % plan_.n.chunks, scratch_.packed + task * scratch_.packed_size);
+        });
+        parallel_for(packs * plan_.m.chunks, threads, [this](int64_t begin, int64_t end, int slot) {
+            int64_t gathered = -1;
+            for (int64_t task = begin; task < end; ++task) {  // columns fastest: they meet the same rows
+                const int64_t chunk = task % plan_.n.chunks, rest = task / plan_.n.chunks;
+                const int64_t block = rest % plan_.m.chunks, group = rest / plan_.m.chunks;
+                const T* const packed = scratch_.packed + (group * plan_.n.chunks + chunk) * scratch_.packed_size;
+                multiply(group, block, chunk, packed, slot, gathered);
+            }
+        });
+    }
+
+  private:
+    void pack(int64_t group, int64_t chunk, T* packed) const {
+        const int64_t first = plan_.n.begin(chunk);
+        PackWeight<T> call{product_.weight + group * product_.weight_group + first * product_.weight_n,
+                           plan_.n.end(chunk) - first,
+                           product_.k,
+                           product_.weight_n,
+                           product_.weight_k,
+                           product_.taps(),
+                           plan_.together,
+                           {},
+                           packed,
+                           scratch_.matrix_size};
+        const Window &rows = product_.rows, &columns = product_.columns;
+        for (int h = 0; h < rows.taps; ++h)
+            for (int w = 0; w < columns.taps; ++w)
+                call.offset[h * columns.taps + w] = (rows.first_tap + h * rows.tap_step) * product_.weight_h +
+                                                    (columns.first_tap + w * columns.tap_step) * product_.weight_w;
+        body_.pack(call);
+    }
+
+    // A block of rows times a block of columns. gathered: the rows that the slot holds, where those are all taps'.
+    void multiply(int64_t group, int64_t block, int64_t chunk, const T* packed, int slot, int64_t& gathered) const {
+        const int64_t first = plan_.m.begin(block), column = plan_.n.begin(chunk);
+        const int64_t channel = group * product_.n + column;
+        T* const rows = scratch_.gathered + slot * scratch_.gathered_size;
+        T* const results = scratch_.results + slot * scratch_.c_size;
+        Gather<T> gather{product_.source,    product_.rows, product_.columns,     product_.k, first,
+                         plan_.m.end(block), rows,          plan_.gathered_stride};
+        gather.source.data += group * product_.k;
+        Gemm<T> call{};
+        call.m = gather.end - first;
+        call.n = plan_.n.end(chunk) - column;
+        call.k = plan_.together * product_.k;
+        call.a_k = 1;
+        call.a = plan_.a_stride ? gather.source.data + first * plan_.a_stride : rows;
+        call.a_m = plan_.a_stride ? plan_.a_stride : plan_.gathered_stride;
+        call.b = packed;
+        call.c = plan_.c_stride ? product_.destination.data + first * plan_.c_stride + channel : results;
+        call.c_m = plan_.c_stride ? plan_.c_stride : scratch_.c_stride;
+        const int products = product_.taps() / plan_.together;
+        for (int index = 0; index < products; ++index) {
+            const int64_t id = products == 1 ? group * plan_.m.chunks + block : -1;
+            if (!plan_.a_stride && (id < 0 || id != gathered)) {
+                narrow(gather, index * plan_.together);
+                body_.gather(gather);
+            }
+            gathered = id;
+            if (index == products - 1) call.bias = product_.bias ? product_.bias + channel : nullptr;
+            gemm_.gemm(call);
+            call.b += scratch_.matrix_size;
+            call.accumulate = true;
+        }
+        if (plan_.c_stride) return;
+        for_pixels(product_, first, call.m, [&](T* pixel, int64_t r) {
+            std::memcpy(pixel + channel, results + r * scratch_.c_stride, sizeof(T) * static_cast<size_t>(call.n));
+        });
+    }
+
+    // The windows of the taps from `tap` on that are multiplied together.
+    void narrow(Gather<T>& gather, int tap) const {
+        const Window &rows = product_.rows, &columns = product_.columns;
+        if (plan_.together == product_.taps()) return;
+        gather.rows.start = rows.start + tap / columns.taps;
+        gather.rows.taps = 1;
+        if (plan_.together == columns.taps) return;
+        gather.columns.start = columns.start + tap % columns.taps;
+        gather.columns.taps = 1;
+    }
+
+    const RowsProduct<T>& product_;
+    const GemmBody<T> gemm_;
+    const SlicedConv2dBody<T> body_;
+    const RowsPlan plan_;
+    const RowsScratch<T> scratch_;
+};
+
+template <typename T>
 void run_product(Isa isa, const RowsProduct<T>& product, void* workspace, int threads) {
     if (product.pixels() == 0) return;
-    if (product.taps() == 0) {  // no tap reaches these pixels
-        for_pixels(product, 0, product.pixels(),
-                   [&](T* pixel, int64_t) { std::fill_n(pixel, product.groups * product.n, T(0)); });
-        return;
-    }
-    const GemmBody<T> gemm = gemm_body<T>(isa);
-    const SlicedConv2dBody<T> body = sliced_conv2d_body<T>(isa);
-    const RowsPlan<T> plan(product, gemm.lanes);
-    const RowsScratch<T> scratch(product, plan, gemm, workspace, threads);
-    parallel_for(product.groups * plan.n.chunks, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) {
-            const int64_t group = task / plan.n.chunks, chunk = task % plan.n.chunks;
-            body.pack(packing(product, group, plan.n.begin(chunk), plan.n.end(chunk),
-                              scratch.packed + task * scratch.packed_size));
-        }
-    });
-    const int64_t tasks = product.groups * plan.m.chunks * plan.n.chunks;
-    parallel_for(tasks, threads, [&](int64_t begin, int64_t end, int slot) {
-        T* const rows = scratch.gathered + slot * scratch.gathered_size;
-        int64_t gathered_block = -1;
-        for (int64_t task = begin; task < end; ++task) {
-            const int64_t chunk = task % plan.n.chunks, block = task / plan.n.chunks;
-            const int64_t group = block / plan.m.chunks, first = plan.m.begin(block % plan.m.chunks);
-            const int64_t count = plan.m.end(block % plan.m.chunks) - first, column = plan.n.begin(chunk);
-            Gemm<T> call{};
-            call.m = count;
-            call.n = plan.n.end(chunk) - column;
-            call.k = product.depth();
-            call.a_k = 1;
-            Map<const T> source = product.source;
-            source.data += group * product.k;
-            if (plan.a_stride) {
-                call.a = source.data + first * plan.a_stride;
-                call.a_m = plan.a_stride;
-            } else {
-                if (block != gathered_block)
-                    body.gather({source, product.rows, product.columns, product.k, first, first + count, rows,
-                                 plan.gathered_stride});
-                gathered_block = block;
-                call.a = rows;
-                call.a_m = plan.gathered_stride;
-            }
-            call.b = scratch.packed + (group * plan.n.chunks + chunk) * scratch.packed_size;
-            const int64_t channel = group * product.n + column;
-            call.bias = product.bias ? product.bias + channel : nullptr;
-            T* const results = scratch.results + slot * scratch.c_size;
-            call.c = plan.c_stride ? product.destination.data + first * plan.c_stride + channel : results;
-            call.c_m = plan.c_stride ? plan.c_stride : scratch.c_stride;
-            gemm.gemm(call);
-            if (plan.c_stride) continue;
-            for_pixels(product, first, count, [&](T* pixel, int64_t r) {
-                std::memcpy(pixel + channel, results + r * scratch.c_stride, sizeof(T) * static_cast<size_t>(call.n));
-            });
-        }
-    });
+    if (product.taps() > 0) return Rows<T>(isa, product, workspace, threads).run(threads);
+    for_pixels(product, 0, product.pixels(),  // no tap reaches these
+               [&](T* pixel, int64_t) { std::fill_n(pixel, product.groups * product.n, T(0)); });
 }
 
 template <typename T>
@@ -228,7 +297,7 @@ size_t rows_workspace(Isa isa, const SlicedConv2d& shape, Pass pass, int threads
     size_t most = 0;
     const auto consider = [&](const RowsProduct<T>& product) {
         if (product.taps() == 0) return;
-        const RowsPlan<T> plan(product, gemm.lanes);
+        const RowsPlan plan(product, gemm.lanes);
         most = std::max(most, RowsScratch<T>(product, plan, gemm, nullptr, threads).bytes);
     };
     if (pass == Pass::forward)

@@ -44,9 +44,9 @@ def test_opcheck(kernel: int, groups: int) -> None:
     rest = (2, 1, 2, kernel // 2, groups, "cpu")
     dy = OPS.sliced_conv2d(x, weight, 4, *rest).detach()
     opcheck(OPS.sliced_conv2d.default, (x, weight, 4, *rest))
-    opcheck(OPS.sliced_conv2d_dgrad.default, (dy, weight.detach(), 6, 7, 7, *rest))
+    opcheck(OPS.sliced_conv2d_dgrad.default, (dy, weight.detach(), [2, 6, 7, 7], 4, *rest))
     for channels_last in (False, True):
-        opcheck(OPS.sliced_conv2d_wgrad.default, (x.detach(), dy, [9, 8, kernel, kernel], channels_last, *rest))
+        opcheck(OPS.sliced_conv2d_wgrad.default, (x.detach(), dy, [9, 8, kernel, kernel], channels_last, 4, *rest))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
