@@ -194,8 +194,11 @@ def _size(name: str, exact: Results) -> float:
     norm = float(exact[name].norm())
     if field == "running_mean":  # a mean is as exact as what it is the mean of, whose root mean square this is
         return float((exact[name].square() + exact[f"{layer}.running_var"]).sum().sqrt())
-    if field == "beta":  # zero where another normalisation follows, which takes any constant out; gamma has its terms
-        return max(norm, float(exact[f"{layer}.gamma"].norm()))
+    if field in (
+        "gamma",
+        "beta",
+    ):  # sums of g * z and of g over the pixels, z of unit size: terms of one size, which may
+        return max(float(exact[f"{layer}.{name}"].norm()) for name in ("gamma", "beta"))  # cancel in either sum
     return norm
 
 
