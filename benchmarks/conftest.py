@@ -11,7 +11,7 @@ from rich.console import Console
 def report(request: pytest.FixtureRequest) -> Iterator[Report]:
     report = Report()
     yield report
-    if report.rows:
+    if report.rows or report.listings:
         # pytest would keep what is printed in a fixture's teardown
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             console = Console(width=160)

@@ -44,9 +44,19 @@ class Row:
         return self.baselines[self.best].median / self.ours.median
 
 
+@dataclass(frozen=True)
+class Listing:
+    """A table of something else than times against baselines; its cells are ready to print."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
 @dataclass
 class Report:
     rows: list[Row] = field(default_factory=list)
+    listings: list[Listing] = field(default_factory=list)
 
     def print(self, console: Console) -> None:
         console.print(" · ".join(f"{name} {value}" for name, value in environment().items()), soft_wrap=True)
@@ -62,6 +72,13 @@ class Report:
             console.print(
                 f"  against the best of them geometric mean {geometric_mean(ratios):5.2f}×  {_worst(ratios, rows)}"
             )
+        for listing in self.listings:
+            table = Table(title=listing.title, title_justify="left")
+            for index, column in enumerate(listing.columns):
+                table.add_column(column, justify="right" if index else "left", no_wrap=True)
+            for cells in listing.rows:
+                table.add_row(*cells)
+            console.print(table)
 
     def save(self, folder: Path) -> Path:
         """Write the rows and the environment to a new file in `folder`; return its path."""
@@ -69,7 +86,8 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{now:%Y%m%d-%H%M%S}.json"
         rows = [{**asdict(row), "best_baseline": row.best, "ratio": row.ratio} for row in self.rows]
-        path.write_text(json.dumps({"time": now.isoformat(), "environment": environment(), "rows": rows}, indent=1))
+        found = {"rows": rows, "listings": [asdict(listing) for listing in self.listings]}
+        path.write_text(json.dumps({"time": now.isoformat(), "environment": environment(), **found}, indent=1))
         return path
 
 
