@@ -159,6 +159,35 @@ void pack_turned(const PackWeight<typename V::Scalar>& call, int64_t column,
         for (int lane = 0; lane < V::lanes; ++lane) to.place[tap][c * to.width + lane] = from[lane * call.stride_n + i];
 }
 
+// The weight's elements n * taps + tap are adjacent: with a vector of them transposed, each tap's are. The taps of a
+// call may be some of those.
+template <class V>
+bool has_adjacent_columns(const PackWeight<typename V::Scalar>& call) {
+    if (call.stride_n > V::lanes || call.stride_n < 2) return false;
+    for (int tap = 0; tap < call.taps; ++tap)
+        if (call.offset[tap] < 0 || call.offset[tap] >= call.stride_n) return false;
+    return true;
+}
+
+// One vector of columns, all of which exist, of a weight with adjacent columns.
+template <class V>
+void pack_dealt(const PackWeight<typename V::Scalar>& call, int64_t column,
+                const PackedColumn<typename V::Scalar>& to) {
+    const int taps = static_cast<int>(call.stride_n);
+    for (int64_t c = 0; c < call.channels; ++c) {
+        const typename V::Scalar* const from = call.weight + column * call.stride_n + c * call.stride_c;
+        typename V::Value rows[V::lanes];
+        SPOS_UNROLL
+        for (int j = 0; j < V::lanes; ++j) rows[j] = V::load_first(from + j * taps, taps);
+        transpose<V>(rows);
+        typename V::Scalar turned[V::lanes * V::lanes];
+        SPOS_UNROLL
+        for (int j = 0; j < V::lanes; ++j) V::store(turned + j * V::lanes, rows[j]);
+        for (int tap = 0; tap < call.taps; ++tap)
+            V::store(to.place[tap] + c * to.width, V::load(turned + call.offset[tap] * V::lanes));
+    }
+}
+
 template <class V>
 void pack_picked(const PackWeight<typename V::Scalar>& call, int64_t column, int count,
                  const PackedColumn<typename V::Scalar>& to) {
@@ -180,7 +209,7 @@ void pack_picked(const PackWeight<typename V::Scalar>& call, int64_t column, int
 template <class V>
 void pack_weight(const PackWeight<typename V::Scalar>& call) {
     const int64_t depth = call.together * call.channels;
-    const bool turn = has_adjacent_taps(call);
+    const bool turn = has_adjacent_taps(call), deal = has_adjacent_columns<V>(call);
     for_panels<V>(call.n, [&](int64_t column, int vectors, int count) {
         PackedColumn<typename V::Scalar> to;
         to.width = vectors * V::lanes;
@@ -190,28 +219,62 @@ void pack_weight(const PackWeight<typename V::Scalar>& call) {
                                 tap % call.together * call.channels * to.width + j;
             if (turn && count == V::lanes)
                 pack_turned<V>(call, column + j, to);
+            else if (deal && count == V::lanes)
+                pack_dealt<V>(call, column + j, to);
             else
                 pack_picked<V>(call, column + j, count, to);
         }
     });
 }
 
+// The sums of one vector of channels of one tap, over all parts.
+template <class V>
+SPOS_INLINE typename V::Value sum_of_parts(const ScatterWeight<typename V::Scalar>& call,
+                                           const typename V::Scalar* from, int count) {
+    typename V::Value sum = V::load_first(from, count);
+    for (int64_t part = 1; part < call.parts; ++part) {
+        from += call.part_stride;
+        sum = V::add(sum, V::load_first(from, count));
+    }
+    return sum;
+}
+
+// All taps of one vector of channels, which lie channel after channel: a transposition.
+template <class V>
+void scatter_dealt(const ScatterWeight<typename V::Scalar>& call, const typename V::Scalar* from, int count,
+                   typename V::Scalar* to) {
+    typename V::Value rows[V::lanes];
+    SPOS_UNROLL
+    for (int tap = 0; tap < V::lanes; ++tap)
+        rows[tap] = tap < call.taps ? sum_of_parts<V>(call, from + tap * call.channels, count) : V::zero();
+    transpose<V>(rows);
+    typename V::Scalar turned[V::lanes * V::lanes];
+    SPOS_UNROLL
+    for (int j = 0; j < V::lanes; ++j) V::store(turned + j * V::lanes, rows[j]);
+    for (int j = 0; j < count; ++j) {
+        typename V::Scalar* const at = to + j * call.stride_c;
+        typename V::Value gradient = V::load(turned + j * V::lanes);
+        if (call.accumulate) gradient = V::add(gradient, V::load_first(at, call.taps));
+        V::store_first(at, gradient, call.taps);
+    }
+}
+
 template <class V>
 void scatter_weight(const ScatterWeight<typename V::Scalar>& call) {
     using T = typename V::Scalar;
-    const int64_t row_size = call.taps * call.channels;
+    bool deal = call.stride_c == call.taps && call.taps > 1 && call.taps <= V::lanes;
+    for (int tap = 0; tap < call.taps; ++tap) deal = deal && call.offset[tap] == tap;
     for (int64_t o = call.first_row; o < call.end_row; ++o) {
-        const T* const row = call.partial + o * row_size;
+        const T* const row = call.partial + o * call.taps * call.channels;
         T* const to = call.dweight + o * call.stride_o;
         for (int64_t c = 0; c < call.channels; c += V::lanes) {
             const int count = static_cast<int>(call.channels - c < V::lanes ? call.channels - c : V::lanes);
+            if (deal) {
+                scatter_dealt<V>(call, row + c, count, to + c * call.stride_c);
+                continue;
+            }
             for (int tap = 0; tap < call.taps; ++tap) {
-                const T* from = row + tap * call.channels + c;
-                typename V::Value sum = V::load_first(from, count);
-                for (int64_t part = 1; part < call.parts; ++part) {
-                    from += call.part_stride;
-                    sum = V::add(sum, V::load_first(from, count));
-                }
+                typename V::Value sum = sum_of_parts<V>(call, row + tap * call.channels + c, count);
                 T* const at = to + call.offset[tap] + c * call.stride_c;
                 if (call.stride_c == 1) {
                     if (call.accumulate) sum = V::add(sum, V::load_first(at, count));
@@ -231,7 +294,7 @@ void scatter_weight(const ScatterWeight<typename V::Scalar>& call) {
 
 template <class V>
 SlicedConv2dBody<typename V::Scalar> make_sliced_conv2d_body() {
-    return {gather<V>, pack_weight<V>, scatter_weight<V>};
+    return {gather<V>, copy_runs<V>, pack_weight<V>, scatter_weight<V>};
 }
 
 }  // namespace

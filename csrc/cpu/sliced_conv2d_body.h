@@ -67,6 +67,7 @@ struct ScatterWeight {
 template <typename T>
 struct SlicedConv2dBody {
     void (*gather)(const Gather<T>&);
+    void (*copy)(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t length);
     void (*pack)(const PackWeight<T>&);
     void (*scatter)(const ScatterWeight<T>&);
 };

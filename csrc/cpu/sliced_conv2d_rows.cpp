@@ -10,9 +10,8 @@
 //           without the zeros of an upsampled dy.
 // Tasks     Blocks of rows times blocks of columns. First the columns' blocks of the weight are packed, then each task
 //           does its product; a thread that goes on to the next columns keeps the rows it has gathered.
-#include <cstring>
-
 #include "core/parallel.h"
+#include "cpu/sliced_conv2d_band.h"
 #include "cpu/sliced_conv2d_plan.h"
 
 namespace spos {
@@ -33,18 +32,22 @@ struct RowsProduct {
     int taps() const { return rows.taps * columns.taps; }
     int64_t depth() const { return taps() * k; }
     int64_t pixels() const { return batch * rows.count * columns.count; }
+    T* pixel(int64_t image, int64_t row, int64_t column) const {
+        return destination.data + image * destination.n + (rows.to_start + row * rows.to_step) * destination.h +
+               (columns.to_start + column * columns.to_step) * destination.w;
+    }
+    int64_t pixel_step() const { return columns.to_step * destination.w; }
 };
 
-// Calls visit(destination pixel, r) for the pixels first + r, r < count.
+// Calls visit(destination pixel, r, count) for stretches of `count` pixels of a row that begin with pixel first + r.
 template <typename T, typename Visit>
-void for_pixels(const RowsProduct<T>& product, int64_t first, int64_t count, const Visit& visit) {
-    for (int64_t r = 0; r < count; ++r) {
-        const int64_t column = (first + r) % product.columns.count, flat = (first + r) / product.columns.count;
+void for_stretches(const RowsProduct<T>& product, int64_t first, int64_t end, const Visit& visit) {
+    for (int64_t at = first; at < end;) {
+        const int64_t column = at % product.columns.count, flat = at / product.columns.count;
         const int64_t row = flat % product.rows.count, n = flat / product.rows.count;
-        visit(product.destination.data + n * product.destination.n +
-                  (product.rows.to_start + row * product.rows.to_step) * product.destination.h +
-                  (product.columns.to_start + column * product.columns.to_step) * product.destination.w,
-              r);
+        const int64_t count = std::min(end - at, product.columns.count - column);
+        visit(product.pixel(n, row, column), at - first, count);
+        at += count;
     }
 }
 
@@ -55,7 +58,8 @@ bool is_whole(const Window& window, int64_t source_size) {
 
 // How a product is cut and where its operands lie, by its shape (and the vectors of the instruction set) alone.
 struct RowsPlan {
-    Cut m, n;
+    Cut m, n;  // in bands, m counts those
+    Band band;
     bool packs;        // every task packs its own columns, and does all rows
     int together;      // taps of one product: all, those of a row, or one
     int64_t a_stride;  // of the source itself, or 0: gathered
@@ -72,6 +76,7 @@ struct RowsPlan {
         const auto fits = [&](int taps) { return taps * product.k <= most_depth; };
         together = fits(product.taps()) ? product.taps() : fits(product.columns.taps) ? product.columns.taps : 1;
         gathered_stride = scratch_stride(together * product.k);
+        band = Band(product.rows, product.columns, product.source.width, product.k, product.n);
 
         constexpr int64_t size = sizeof(T), l2 = 1 << 20;
         const int64_t pixels = product.pixels();
@@ -94,6 +99,14 @@ struct RowsPlan {
         constexpr int64_t few_pixels = 256;
         packs = alone < first && (pixels <= few_pixels || narrow.chunks * product.groups >= enough_tasks / 2);
         if (packs) n = narrow;
+        if (band.height) {
+            packs = false;
+            together = product.columns.taps;
+            a_stride = c_stride = 0;
+            const int64_t bands = product.batch * band.per_image;
+            m = {bands, std::max<int64_t>(bands, 1), 1};
+            return;
+        }
         m = {pixels, std::max<int64_t>(packs ? ceil_div(pixels * together * product.k * size, l2) : chunks, 1), 1};
     }
 };
@@ -115,6 +128,10 @@ struct RowsScratch {
         gathered_size = plan.a_stride ? 0 : plan.m.largest() * plan.gathered_stride;
         c_stride = round_up(plan.n.largest(), gemm.lanes);
         c_size = plan.c_stride ? 0 : plan.m.largest() * c_stride;
+        if (plan.band.height) {
+            gathered_size = plan.band.padded(product.rows.taps) * product.k;
+            c_size = plan.band.products(plan.band.height, product.columns.count) * c_stride;
+        }
         Carver carver(workspace);
         packed = carver.take<T>(packed_size * (plan.packs ? threads : plan.n.chunks * product.groups));
         gathered = carver.take<T>(gathered_size * threads);
@@ -186,6 +203,7 @@ class Rows {
 
     // A block of rows times a block of columns. gathered: the rows that the slot holds, where those are all taps'.
     void multiply(int64_t group, int64_t block, int64_t chunk, const T* packed, int slot, int64_t& gathered) const {
+        if (plan_.band.height) return multiply_band(group, block, chunk, packed, slot, gathered);
         const int64_t first = plan_.m.begin(block), column = plan_.n.begin(chunk);
         const int64_t channel = group * product_.n + column;
         T* const rows = scratch_.gathered + slot * scratch_.gathered_size;
@@ -217,9 +235,47 @@ class Rows {
             call.accumulate = true;
         }
         if (plan_.c_stride) return;
-        for_pixels(product_, first, call.m, [&](T* pixel, int64_t r) {
-            std::memcpy(pixel + channel, results + r * scratch_.c_stride, sizeof(T) * static_cast<size_t>(call.n));
+        for_stretches(product_, first, gather.end, [&](T* pixel, int64_t r, int64_t count) {
+            body_.copy(results + r * scratch_.c_stride, scratch_.c_stride, pixel + channel, product_.pixel_step(),
+                       count, call.n);
         });
+    }
+
+    void multiply_band(int64_t group, int64_t block, int64_t chunk, const T* packed, int slot,
+                       int64_t& gathered) const {
+        const Band& band = plan_.band;
+        const int64_t n = block / band.per_image, first = block % band.per_image * band.height;
+        const int64_t rows = std::min(band.height, product_.rows.count - first), column = plan_.n.begin(chunk);
+        const int64_t channel = group * product_.n + column, id = group * plan_.m.chunks + block;
+        T* const padded = scratch_.gathered + slot * scratch_.gathered_size;
+        T* const results = scratch_.results + slot * scratch_.c_size;
+        if (id != gathered) {
+            Map<const T> source = product_.source;
+            source.data += group * product_.k;
+            band.fill(body_, source, n, product_.rows, product_.k, first, first + rows, padded);
+            gathered = id;
+        }
+        Gemm<T> call{};
+        call.m = band.products(rows, product_.columns.count);
+        call.n = plan_.n.end(chunk) - column;
+        call.k = product_.columns.taps * product_.k;
+        call.a = padded;
+        call.a_m = product_.k;
+        call.a_k = 1;
+        call.b = packed;
+        call.c = results;
+        call.c_m = scratch_.c_stride;
+        for (int tap = 0; tap < product_.rows.taps; ++tap) {
+            if (tap == product_.rows.taps - 1) call.bias = product_.bias ? product_.bias + channel : nullptr;
+            gemm_.gemm(call);
+            call.a += band.pitch * product_.k;
+            call.b += scratch_.matrix_size;
+            call.accumulate = true;
+        }
+        for (int64_t row = 0; row < rows; ++row)
+            body_.copy(results + row * band.pitch * scratch_.c_stride, scratch_.c_stride,
+                       product_.pixel(n, first + row, 0) + channel, product_.pixel_step(), product_.columns.count,
+                       call.n);
     }
 
     // The windows of the taps from `tap` on that are multiplied together.
@@ -244,8 +300,10 @@ template <typename T>
 void run_product(Isa isa, const RowsProduct<T>& product, void* workspace, int threads) {
     if (product.pixels() == 0) return;
     if (product.taps() > 0) return Rows<T>(isa, product, workspace, threads).run(threads);
-    for_pixels(product, 0, product.pixels(),  // no tap reaches these
-               [&](T* pixel, int64_t) { std::fill_n(pixel, product.groups * product.n, T(0)); });
+    for_stretches(product, 0, product.pixels(), [&](T* pixel, int64_t, int64_t count) {  // no tap reaches these
+        for (int64_t i = 0; i < count; ++i)
+            std::fill_n(pixel + i * product.pixel_step(), product.groups * product.n, T(0));
+    });
 }
 
 template <typename T>
