@@ -25,7 +25,7 @@ SANITIZE = env PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 \
 .PHONY: help setup build demo test lint format bench bench-full test-lowest sanitize wheel clean
 
 help:
-	@echo "make demo         search a network for MNIST, with a report (8 minutes on two cores)"
+	@echo "make demo         search a network for MNIST, with a report (3 minutes on two cores)"
 	@echo "make test         run the tests"
 	@echo "make lint         ruff, mypy, clang-format"
 	@echo "make bench        the main benchmarks (5 minutes); make bench-full: all of them"
