@@ -12,6 +12,8 @@ from choice_block_support import CHOICES, make_branch, make_layer
 import spos_kernels as sk
 from spos_kernels import Branch, ConvBN
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FUNCTIONS = [sk.choice_block, sk.choice_block_reference]
 
 

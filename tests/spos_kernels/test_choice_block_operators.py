@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import spos_kernels as sk
 from spos_kernels import Branch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPS = torch.ops.spos_kernels
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 import spos_kernels as sk
 from spos_kernels import _C, Branch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODULE = sys.modules["spos_kernels.choice_block"]  # sk.choice_block is the function of that name
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 import spos_kernels as sk
 from spos_kernels import Branch, ConvBN
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def pointwise(inputs: int, outputs: int, affine: bool) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs, affine=affine), nn.ReLU()]
