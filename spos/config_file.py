@@ -54,7 +54,8 @@ HELP: dict[str, str] = {
     "space.operators": 'of a space with channel numbers, those to choose from, such as ["choice_3"]; [] for all',
     "space.widths": "of a space with channel numbers, the ratios to choose from, such as [0.6, 0.8, 1.0]; [] for all",
     **{f"train.{key}": text for key, text in _TRAINING_HELP.items()},
-    "train.width_warmup": "share of the steps, the first ones, that train the widest channel numbers only; 0 for none",
+    "train.width_warmup": "share of the steps, the first ones, that train the widest channel numbers only; 0 for none. "
+    "Without it and the next: 0.5 and 0.075",
     "train.width_widening": "share of the steps, the next ones, over which narrower channel numbers are opened one by "
     "one; 0 to open all at once",
     "search.population": "random candidates that evolution starts from",

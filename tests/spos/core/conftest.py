@@ -58,5 +58,6 @@ def net() -> spos.Supernet:
     return spos.Supernet(make_module(), input_shape=(1, 8, 8))
 
 
-TRAIN = spos.TrainConfig(steps=9, batch_size=16, lr=0.05, log_every=2, checkpoint_every=4)
+# Few steps: a warm-up of widths would leave none for the narrow ones.
+TRAIN = spos.TrainConfig(steps=9, batch_size=16, lr=0.05, log_every=2, checkpoint_every=4, width_warmup=0.0)
 SEARCH = spos.SearchConfig(population=4, generations=2, mutations=2, crossovers=1, parents=2, calibration_images=48)

@@ -69,6 +69,18 @@ def test_clipping_counts_the_gradients_of_slices(data):
     assert moves[1] == pytest.approx(TRAIN.lr * 1e-3, rel=1e-2) and moves[0] > 10 * moves[1]
 
 
+def test_a_space_with_widths_is_warmed_up_unless_told_otherwise():
+    net, total = small_net(), 200
+    default = path_sampler(net.space, spos.TrainConfig(), total, 3)
+    asked = path_sampler(net.space, spos.TrainConfig(width_warmup=0.5, width_widening=0.075), total, 3)
+    never = path_sampler(net.space, spos.TrainConfig(width_warmup=0.0), total, 3)
+    assert [default(step) for step in range(total)] == [asked(step) for step in range(total)]
+    assert [never(step) for step in range(total)] == [
+        net.space.sample(spos.generator(3, "path", s)) for s in range(total)
+    ]
+    assert [default(step) for step in range(100)] != [never(step) for step in range(100)]
+
+
 def test_steps_on_one_path_are_those_of_the_child_under_torch(data):
     """The library's optimizer on slices, with clipping, against torch's on the extracted child."""
     net = small_net(widths=(0.6, 2.0)).double()
