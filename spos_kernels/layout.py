@@ -19,3 +19,9 @@ def as_nhwc(x: Tensor) -> Tensor:
 def empty_nhwc(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return an uninitialised channels_last tensor of `shape` [N, C, H, W] with the dtype and device of `like`."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def nhwc_strides(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """Return the strides of a dense channels_last tensor of `shape` [N, C, H, W]."""
+    _, channels, height, width = shape
+    return channels * height * width, 1, channels * width, channels

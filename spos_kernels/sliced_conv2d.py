@@ -2,8 +2,9 @@
 
     y = conv2d(x, weight[out_offset : out_offset + out_channels, in_offset : in_offset + I]),   I = x.shape[1] // groups
 
-Supernets whose channel numbers are searched keep each weight at its largest size and train a part of it at a time. No
-part is ever copied out; inside a `GradientSink`, its gradient is written where it belongs and nowhere else.
+Supernets whose channel numbers are searched keep each weight at its largest size and train a part of it at a time. The
+kernels read that part in its place, packing it block by block as any matrix product does; there is no sliced tensor.
+Inside a `GradientSink`, its gradient is written where it belongs and nowhere else.
 
 The paths of a call are those of depthwise_conv2d.py: an autograd.Function for eager calls, operators of torch.library
 for everything else. Depthwise slices of 3×3 and larger run in the depthwise kernels.
@@ -11,7 +12,7 @@ for everything else. Depthwise slices of 3×3 and larger run in the depthwise ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -23,12 +24,11 @@ from torch import Tensor
 from spos_kernels import _C
 from spos_kernels.backends import ISA, is_autocast, is_plain, resolve_backend, threads_for
 from spos_kernels.gradient_sink import Extent, GradientSink, active_sink, slice_of
-from spos_kernels.layout import as_nhwc, empty_nhwc
+from spos_kernels.layout import as_nhwc, empty_nhwc, nhwc_strides
 from spos_kernels.library import register
+from spos_kernels.sliced_arguments import check_single_backward, check_tensors, conv2d_arguments, output_shape
 
 __all__ = ["sliced_conv2d", "sliced_conv2d_reference"]
-
-Kernel = Callable[..., Tensor]
 
 
 def sliced_conv2d(
@@ -60,7 +60,7 @@ def sliced_conv2d(
     Raises TypeError (not a tensor, dtype) or ValueError (shape, slice, stride, padding, groups, device), naming the
     argument.
     """
-    x, weight, outputs = _arguments(x, weight, out_channels, out_offset, groups)
+    x, weight, outputs = conv2d_arguments(x, weight, out_channels, out_offset, groups)
     options = (outputs, out_offset, in_offset, stride, padding, groups)
     backend = resolve_backend(x)
     sink = active_sink(weight)
@@ -68,7 +68,7 @@ def sliced_conv2d(
         check_tensors(x, weight)
         return _Eager.apply(x, weight, _plan(x.shape, weight.shape, *options), backend, sink)
     if sink is not None:
-        _output_shape(x.shape, weight.shape, *options)
+        output_shape(x.shape, weight.shape, *options)
         weight = slice_of(weight, _extent(x.shape, *options))
         options = (outputs, 0, 0, stride, padding, groups)
     if backend == "reference":
@@ -88,91 +88,8 @@ def sliced_conv2d_reference(
     groups: int = 1,
 ) -> Tensor:
     """`sliced_conv2d` in plain PyTorch: same arguments, result and errors, on every device, differentiable twice."""
-    x, weight, outputs = _arguments(x, weight, out_channels, out_offset, groups)
+    x, weight, outputs = conv2d_arguments(x, weight, out_channels, out_offset, groups)
     return _reference(x, weight, outputs, out_offset, in_offset, stride, padding, groups)
-
-
-def _arguments(
-    x: Tensor, weight: Tensor, out_channels: int | None, out_offset: int, groups: int
-) -> tuple[Tensor, Tensor, int]:
-    """Resolve the default number of channels and autocast, which come before any choice of backend."""
-    for name, tensor in (("x", x), ("weight", weight)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.ndim != 4:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}: expected 4 dimensions")
-        if tensor.layout is not torch.strided:
-            raise ValueError(f"{name} has layout {tensor.layout}: accepted is torch.strided")
-    check_integer("groups", groups)
-    check_integer("out_offset", out_offset)
-    if is_autocast(x):
-        x, weight = (t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in (x, weight))
-    if out_channels is not None:
-        check_integer("out_channels", out_channels)
-        return x, weight, out_channels
-    depthwise = groups == x.shape[1] and weight.shape[1] == 1
-    return x, weight, x.shape[1] if depthwise else weight.shape[0] - out_offset
-
-
-def check_integer(name: str, value: object) -> None:
-    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
-        raise ValueError(f"{name} = {value!r}: expected an integer")
-
-
-def _output_shape(
-    x_shape: Sequence[int],
-    weight_shape: Sequence[int],
-    outputs: int,
-    out_offset: int,
-    in_offset: int,
-    stride: int,
-    padding: int,
-    groups: int,
-) -> tuple[int, int, int, int]:
-    """Check the sizes of a call and return the shape of its result."""
-    batch, channels, height, width = x_shape
-    rows, columns, kernel, other = weight_shape
-    check_integer("in_offset", in_offset)
-    if kernel not in range(1, 8) or other != kernel:
-        raise ValueError(f"weight has shape {list(weight_shape)}: expected [O, I, k, k] with k from 1 to 7")
-    if channels < 1 or groups < 1 or channels % groups:
-        raise ValueError(
-            f"groups = {groups}: expected a divisor of {channels}, the channels of x, which are at least 1"
-        )
-    if outputs < 1 or outputs % groups:
-        raise ValueError(f"out_channels = {outputs}: expected a positive multiple of groups, {groups}")
-    if out_offset < 0 or out_offset + outputs > rows:
-        raise ValueError(
-            f"out_offset = {out_offset} and out_channels = {outputs}: expected a range within the {rows} rows of "
-            f"weight, whose shape is {list(weight_shape)}"
-        )
-    if in_offset < 0 or in_offset + channels // groups > columns:
-        raise ValueError(
-            f"in_offset = {in_offset}: expected {channels // groups} columns from there (channels of x, {channels}, "
-            f"over groups, {groups}) within the {columns} of weight"
-        )
-    if stride not in (1, 2) or isinstance(stride, float | bool):
-        raise ValueError(f"stride = {stride!r}: accepted are 1 and 2")
-    if padding not in range(kernel) or isinstance(padding, float | bool):
-        raise ValueError(
-            f"padding = {padding!r}: accepted are integers from 0 to {kernel - 1} for a kernel of {kernel}"
-        )
-    smallest = max(1, kernel - 2 * padding)
-    if height < smallest or width < smallest:
-        raise ValueError(
-            f"x has shape {list(x_shape)}: expected H and W of at least {smallest} for kernel {kernel} and padding "
-            f"{padding}"
-        )
-    return batch, outputs, (height + 2 * padding - kernel) // stride + 1, (width + 2 * padding - kernel) // stride + 1
-
-
-def check_tensors(x: Tensor, other: Tensor, name: str = "weight") -> None:
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x has dtype {x.dtype}: accepted are torch.float32 and torch.float64")
-    if other.dtype != x.dtype:
-        raise TypeError(f"{name} has dtype {other.dtype}: expected that of x, {x.dtype}")
-    if other.device != x.device:
-        raise ValueError(f"{name} is on {other.device}: expected the device of x, {x.device}")
 
 
 def _extent(
@@ -183,7 +100,7 @@ def _extent(
 
 def _reference(x: Tensor, weight: Tensor, *options: int) -> Tensor:
     check_tensors(x, weight)
-    _output_shape(x.shape, weight.shape, *options)
+    output_shape(x.shape, weight.shape, *options)
     weight = _extent(x.shape, *options).of(weight)
     *_, stride, padding, groups = options
     # Under autocast the casts are made by now; the convolution itself stays in float32.
@@ -196,7 +113,8 @@ class _Plan:
 
     def __init__(self, x_shape: torch.Size, weight_shape: torch.Size, *options: int) -> None:
         self.x_shape, self.weight_shape, self.options = x_shape, weight_shape, options
-        self.y_shape = _output_shape(x_shape, weight_shape, *options)
+        self.y_shape = output_shape(x_shape, weight_shape, *options)
+        self.x_strides, self.y_strides = nhwc_strides(x_shape), nhwc_strides(self.y_shape)
         self.extent = _extent(x_shape, *options)
         self.outputs, self.out_offset, in_offset, self.stride, self.padding, groups = options
         self.slice = (self.out_offset, in_offset, self.stride, self.padding, groups)  # in the extension's order
@@ -211,7 +129,7 @@ class _Plan:
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """x, and dy below, has adjacent channels."""
-        y = empty_nhwc(self.y_shape, like=x)
+        y = x.new_empty_strided(self.y_shape, self.y_strides)
         threads = threads_for(self.multiply_adds)
         if self.depthwise:
             rows = self.rows(weight).contiguous()  # itself, but for strange layouts
@@ -221,7 +139,7 @@ class _Plan:
         return y
 
     def dgrad(self, dy: Tensor, weight: Tensor) -> Tensor:
-        dx = empty_nhwc(self.x_shape, like=dy)
+        dx = dy.new_empty_strided(self.x_shape, self.x_strides)
         threads = threads_for(self.multiply_adds)
         if self.depthwise:
             _C.depthwise_conv2d_dgrad(dy, self.rows(weight).contiguous(), dx, self.stride, self.padding, ISA, threads)
@@ -271,7 +189,7 @@ def _wgrad(
 
 def _forward_fake(x: Tensor, weight: Tensor, *options_and_backend: Any) -> Tensor:
     check_tensors(x, weight)
-    return empty_nhwc(_output_shape(x.shape, weight.shape, *options_and_backend[:-1]), like=x)
+    return empty_nhwc(output_shape(x.shape, weight.shape, *options_and_backend[:-1]), like=x)
 
 
 def _dgrad_fake(dy: Tensor, weight: Tensor, x_shape: Sequence[int], *_: Any) -> Tensor:
@@ -295,11 +213,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _is_channels_last(weight: Tensor) -> bool:
     """Whether autograd wants this layout of the gradient: that of its tensor."""
     return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def check_single_backward(name: str) -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(f"{name}: backend 'cpu' has no double backward (create_graph=True): use backend 'reference'")
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -350,7 +263,7 @@ class _Eager(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_dx, needs_dweight = ctx.needs_input_grad[:2]
         plan, sink = ctx.plan, ctx.sink
-        if not is_plain(*(t for t in (dy, x, weight) if t is not None)):
+        if not is_plain(dy):  # the others were
             dx, dweight = _gradients_by_operators(
                 x,
                 weight,

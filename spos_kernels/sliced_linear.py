@@ -18,7 +18,7 @@ from spos_kernels import _C
 from spos_kernels.backends import ISA, is_autocast, is_plain, resolve_backend, threads_for
 from spos_kernels.gradient_sink import Extent, GradientSink, active_sink, slice_of
 from spos_kernels.library import register
-from spos_kernels.sliced_conv2d import Kernel, check_integer, check_single_backward, check_tensors
+from spos_kernels.sliced_arguments import check_integer, check_single_backward, check_tensors
 
 __all__ = ["sliced_linear", "sliced_linear_reference"]
 
@@ -203,12 +203,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _dx(ctx: Any, dy: Tensor, weight: Tensor) -> Tensor:
-    dgrad: Kernel = _dgrad if is_plain(dy, weight) else torch.ops.spos_kernels.sliced_linear_dgrad
+    dgrad: Any = _dgrad if is_plain(dy, weight) else torch.ops.spos_kernels.sliced_linear_dgrad
     return dgrad(dy, weight, ctx.features, ctx.out_offset, ctx.in_offset, ctx.backend)
 
 
 def _dweight(ctx: Any, x: Tensor, dy: Tensor) -> Tensor:
-    wgrad: Kernel = _wgrad if is_plain(x, dy) else torch.ops.spos_kernels.sliced_linear_wgrad
+    wgrad: Any = _wgrad if is_plain(x, dy) else torch.ops.spos_kernels.sliced_linear_wgrad
     return wgrad(x, dy, *ctx.weight_shape, ctx.out_offset, ctx.in_offset, ctx.backend)
 
 

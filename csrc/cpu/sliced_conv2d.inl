@@ -2,12 +2,12 @@
 // per-instruction-set files.
 //
 // gather    im2row. Each element of a map is copied once a tap and then met by as many multiply-adds as the other side
-//           has channels: a sixteenth of an instruction against n / lanes of them.
+//           has channels: 5 / n of the time. Also what pads a band, with windows of one tap.
 // pack      A weight in torch's layout [o, c, kh, kw] has its taps together. Forward, where the panels' columns are o,
 // a
 //           row of it is turned in squares of registers like any matrix, and the turned rows are dealt out by tap.
-//           dgrad, where the columns are c, picks every (kh * kw)-th element. In channels_last layout [o, kh, kw, c]
-//           the one is a transposition a tap, the other a copy.
+//           dgrad, where the columns are c, turns a vector of channels with their taps. In channels_last layout
+//           [o, kh, kw, c] the one is a transposition a tap, the other a copy.
 // scatter   The way back, for the gradient.
 #pragma once
 
