@@ -68,26 +68,30 @@ def test_the_other_branches_stay_to_the_bit_and_get_no_gradient(
             assert (tensor.grad is None) == (index != choice or is_statistic), name
 
 
-def test_only_the_gradients_that_are_asked_for_are_returned(block: tuple[Tensor, list[Branch]]) -> None:
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("choice", [1, 3])
+def test_only_the_gradients_that_are_asked_for_are_returned(
+    block: tuple[Tensor, list[Branch]], choice: int, training: bool
+) -> None:
+    """Each alone, which leaves out of the kernel's passes what the others share with it, and every third."""
     x, branches = block
-    y = sk.choice_block(x, branches, 3, stride=2)
-    everything = [x, *trained(branches[3])]
+    everything = [x, *trained(branches[choice])]
+
+    def forward() -> Tensor:
+        return sk.choice_block(x, branches, choice, stride=2, training=training)
+
+    y = forward()
     dy = torch.randn_like(y)
     full = torch.autograd.grad(y, everything, dy)
-    for start in range(3):  # every third tensor, beginning with x and without
-        for t in everything:
-            t.requires_grad_(False)
-        wanted = everything[start::3]
-        for t in wanted:
-            t.requires_grad_(True)
-        y = sk.choice_block(x, branches, 3, stride=2)
-        gradients = torch.autograd.grad(y, wanted, dy)
-        assert all(torch.equal(a, b) for a, b in zip(gradients, full[start::3], strict=True))
-        y = sk.choice_block(x, branches, 3, stride=2)
-        y.backward(dy)
-        for t in everything:
-            assert (t.grad is not None) == t.requires_grad
-            t.grad = None
+    indices = range(len(everything))
+    for wanted in [[index] for index in indices] + [list(indices[start::3]) for start in range(3)]:
+        for index, tensor in enumerate(everything):
+            tensor.requires_grad_(index in wanted)
+        forward().backward(dy)
+        for index, tensor in enumerate(everything):
+            assert (tensor.grad is not None) == (index in wanted)
+            assert tensor.grad is None or torch.equal(tensor.grad, full[index]), index
+            tensor.grad = None
 
 
 def test_without_grad_mode_nothing_is_kept_and_statistics_move(block: tuple[Tensor, list[Branch]]) -> None:
