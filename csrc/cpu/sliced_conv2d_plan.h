@@ -65,6 +65,15 @@ inline Window forward_window(const SlicedConv2d& shape, int64_t count) {
 // into the same few lines of L1.
 inline int64_t scratch_stride(int64_t channels) { return round_up(channels, 16) + (channels % 256 == 0 ? 16 : 0); }
 
+// Asks for rows of a map in the order of memory, which is many times faster than the order in which a product meets
+// them: down columns, or some rows side by side, is no stream that the hardware would follow.
+template <typename T>
+void ask_for(const T* rows, int64_t count, int64_t stride, int64_t length) {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t row = 0; row < count; ++row)
+        for (int64_t i = 0; i < length; i += line) __builtin_prefetch(rows + row * stride + i);
+}
+
 // Carves a workspace into 64-byte aligned pieces. A null workspace is measured only.
 class Carver {
   public:

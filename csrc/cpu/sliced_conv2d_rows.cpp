@@ -102,9 +102,13 @@ class Rows {
         const int products = product_.taps() / plan_.together;
         for (int index = 0; index < products; ++index) {
             const int64_t id = products == 1 ? group * plan_.m.chunks + block : -1;
-            if (!plan_.a_stride && (id < 0 || id != gathered)) {
-                narrow(gather, index * plan_.together);
-                body_.gather(gather);
+            if (id < 0 || id != gathered) {
+                if (!plan_.a_stride) {
+                    narrow(gather, index * plan_.together);
+                    body_.gather(gather);
+                } else if (plan_.asks) {
+                    ask_for(call.a, call.m, call.a_m, call.k);
+                }
             }
             gathered = id;
             if (index == products - 1) call.bias = product_.bias ? product_.bias + channel : nullptr;

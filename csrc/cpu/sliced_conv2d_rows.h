@@ -55,6 +55,7 @@ struct RowsPlan {
     bool packs;        // every task packs its own columns, and does all rows
     int together;      // taps of one product: all, those of a row, or one
     int64_t a_stride;  // of the source itself, or 0: gathered
+    bool asks;         // for the rows of a block, which come from far away
     int64_t c_stride;  // of the destination itself, or 0: scattered from scratch
     int64_t gathered_stride;
 
@@ -76,6 +77,8 @@ struct RowsPlan {
         constexpr int64_t least_columns = 32, columns = 160, least_rows = 48;
         const Cut narrow = cut(product.n, std::clamp(ceil_div(product.n, 8), least_columns, columns), INT64_MAX, lanes);
         n = cut(product.n, columns, enough_tasks, lanes);
+        constexpr int64_t long_row = 64;  // elements; shorter ones lie together
+        asks = a_stride > 0 && product.k >= long_row && a_bytes > l2;
         // Gathered rows that are met by few columns should not leave L1; those that many meet, or that are read in
         // place, should be many, for each block of them reads all columns.
         const bool small = !a_stride && b_bytes <= 256 << 10;

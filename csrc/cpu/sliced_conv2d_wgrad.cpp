@@ -221,13 +221,6 @@ class Wgrad {
         }
     }
 
-    // The product walks dy down its columns, which no prefetcher follows: a map's rows are asked for first.
-    static void ask_for(const T* rows, int64_t count, int64_t stride, int64_t length) {
-        constexpr int64_t line = 64 / sizeof(T);
-        for (int64_t row = 0; row < count; ++row)
-            for (int64_t i = 0; i < length; i += line) __builtin_prefetch(rows + row * stride + i);
-    }
-
     // Writes rows [first, end) of a block of the slice from their sums, where `sums` is row 0 (of the first part).
     void deal_out(int64_t block, const T* sums, int64_t first, int64_t end) const {
         const int64_t group = block / plan_.inputs.chunks, chunk = block % plan_.inputs.chunks;
