@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,26 +58,24 @@ def norm_options(block: nn.Module) -> dict[str, Any] | None:
     It cannot where they differ, or where a layer's own hooks would not see its call.
     """
     common = None
-    for layer in _inner(block):
-        if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
-            return None
-        if isinstance(layer, nn.BatchNorm2d):
-            own = (layer.training or layer.running_mean is None, layer.momentum, layer.eps)
-            if common is None:
-                common = own
-            elif common != own:
+    pending = [block]
+    while pending:  # `modules()` would take longer than the kernels of a small block
+        for layer in pending.pop()._modules.values():
+            if layer is None:
+                continue
+            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
                 return None
+            if layer._modules:
+                pending.append(layer)
+            if isinstance(layer, nn.BatchNorm2d):
+                own = (layer.training or layer._buffers.get("running_mean") is None, layer.momentum, layer.eps)
+                if common is None:
+                    common = own
+                elif common != own:
+                    return None
     if common is None:
         return None
-    return dict(zip(("training", "momentum", "eps"), common, strict=True))
-
-
-def _inner(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules below this one: `modules()` without its set of those seen, for it is walked at every call."""
-    for child in module._modules.values():
-        if child is not None:
-            yield child
-            yield from _inner(child)
+    return {"training": common[0], "momentum": common[1], "eps": common[2]}
 
 
 def fuse(module: nn.Module) -> nn.Module:

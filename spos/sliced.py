@@ -62,7 +62,10 @@ def in_force(layer: nn.Module, *names: str) -> list[Tensor | None]:
 
     Gradients of the views go to the `spos_kernels.GradientSink` in force, where there is one.
     """
-    tensors: list[Tensor | None] = [getattr(layer, name) for name in names]
+    parameters, buffers = layer._parameters, layer._buffers  # getattr() on a module takes several times as long
+    tensors: list[Tensor | None] = [
+        parameters[n] if n in parameters else buffers[n] if n in buffers else getattr(layer, n) for n in names
+    ]
     if not isinstance(layer, SlicedModule):
         return tensors
     sizes = layer.slices(current_path(layer))

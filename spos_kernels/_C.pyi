@@ -30,12 +30,11 @@ def depthwise_conv2d_wgrad(
     x: Tensor, dy: Tensor, dweight: Tensor, stride: int, padding: int, isa: Isa, threads: int
 ) -> None: ...
 
-ChainArgument = tuple[tuple[Tensor, Tensor | None, Tensor | None], ...]
-
 def choice_block_forward(
     x: Tensor,
-    main: ChainArgument,
-    proj: ChainArgument,
+    bank: tuple[Tensor, ...],
+    affine: tuple[bool, ...],
+    main_layers: int,
     y: Tensor,
     saved: Tensor,
     statistics: Tensor,
@@ -48,8 +47,9 @@ def choice_block_forward(
 ) -> None: ...
 def choice_block_inference(
     x: Tensor,
-    main: ChainArgument,
-    proj: ChainArgument,
+    bank: tuple[Tensor, ...],
+    affine: tuple[bool, ...],
+    main_layers: int,
     y: Tensor,
     statistics: Tensor,
     stride: int,
@@ -61,12 +61,13 @@ def choice_block_inference(
 def choice_block_backward(
     dy: Tensor,
     x: Tensor,
-    main: ChainArgument,
-    proj: ChainArgument,
+    bank: tuple[Tensor, ...],
+    affine: tuple[bool, ...],
+    main_layers: int,
     saved: Tensor,
     statistics: Tensor,
     dx: Tensor | None,
-    gradients: tuple[tuple[Tensor | None, Tensor | None, Tensor | None], ...],
+    gradients: tuple[Tensor | None, ...],
     stride: int,
     whole: bool,
     training: bool,
@@ -74,8 +75,19 @@ def choice_block_backward(
     isa: Isa,
     threads: int,
 ) -> None: ...
+def choice_block_measure(
+    x: Tensor, branch: tuple[Any, ...], layer_type: type, stride: int, training: bool, averages: bool
+) -> tuple[tuple[Tensor, ...], tuple[bool, ...], tuple[int, int, int, int], int, int, int] | None: ...
+def choice_block_track(
+    statistics: Tensor,
+    branch: tuple[Any, ...],
+    batch: int,
+    height: int,
+    width: int,
+    stride: int,
+    momentum: float | None,
+) -> None: ...
 def im2row(x: Tensor, y: Tensor, kernel: int, stride: int, padding: int, threads: int) -> None: ...
-def choice_block_update(statistics: Tensor, running: tuple[tuple[Tensor, Tensor, float, int], ...]) -> None: ...
 def sliced_conv2d_forward(
     x: Tensor,
     weight: Tensor,

@@ -92,6 +92,11 @@ def resolve_backend(x: Tensor) -> str:
     return name
 
 
+def takes_kernels() -> bool:
+    """Whether the backend in force runs a plain CPU tensor on the compiled kernels."""
+    return _current.backend != "reference" and not is_transformed()
+
+
 def is_plain(*tensors: Tensor) -> bool:
     """Whether these tensors can go straight to the extension, past torch's dispatcher.
 

@@ -15,14 +15,34 @@ namespace spos {
 
 namespace {
 
-// What a call says besides its input: per layer a tuple (weight, gamma or None, beta or None).
+// What a call says besides its input. The bank is flat: of each layer its weight and, where affine says so, gamma and
+// beta; the first main_layers of them are main's, the others proj's.
 struct Options {
-    py::tuple main, proj;
+    py::tuple bank, affine;
+    int64_t main_layers;
     int64_t stride;
     bool whole, training;
     double eps;
     Isa isa;
     int64_t threads;
+};
+
+// Hands out the entries of a flat list.
+class Entries {
+  public:
+    Entries(const py::tuple& from, const char* name) : from_(from), name_(name) {}
+    py::handle next() {
+        if (at_ == from_.size()) throw py::value_error(std::string(name_) + ": expected more entries");
+        return from_[at_++];
+    }
+    void check_used() const {
+        if (at_ != from_.size()) throw py::value_error(std::string(name_) + ": expected fewer entries");
+    }
+
+  private:
+    const py::tuple& from_;
+    const char* name_;
+    size_t at_ = 0;
 };
 
 template <typename T>
@@ -36,10 +56,8 @@ const T* optional_vector(py::handle object, const char* name, int64_t size, Dtyp
 }
 
 template <typename T>
-ConvNorm<T> read_layer(py::handle object, int64_t inputs, Dtype dtype) {
-    const auto fields = py::cast<py::tuple>(object);
-    if (fields.size() != 3) throw py::value_error("layer: expected (weight, gamma, beta)");
-    const Tensor weight = read_tensor(fields[0], "weight");
+ConvNorm<T> read_layer(Entries& bank, bool affine, int64_t inputs, Dtype dtype) {
+    const Tensor weight = read_tensor(bank.next(), "weight");
     if (weight.dtype != dtype) throw py::type_error("weight: dtype differs from that of x");
     if (weight.ndim != 4) throw py::value_error("weight: expected 4 dimensions");
     ConvNorm<T> layer{};
@@ -59,17 +77,19 @@ ConvNorm<T> read_layer(py::handle object, int64_t inputs, Dtype dtype) {
         layer.weight_stride = layer.outputs > 1 ? weight.strides[0] : inputs;
     }
     layer.weight = weight.as<T>();
-    layer.gamma = optional_vector<T>(fields[1], "gamma", layer.outputs, dtype);
-    layer.beta = optional_vector<T>(fields[2], "beta", layer.outputs, dtype);
+    if (affine) {
+        layer.gamma = optional_vector<T>(bank.next(), "gamma", layer.outputs, dtype);
+        layer.beta = optional_vector<T>(bank.next(), "beta", layer.outputs, dtype);
+    }
     return layer;
 }
 
 template <typename T>
-void read_chain(const py::tuple& from, int most, int64_t inputs, Dtype dtype, ConvNorm<T>* layers, int& count) {
-    count = static_cast<int>(from.size());
-    if (count > most) throw py::value_error("layers: a chain has at most " + std::to_string(most));
-    for (int i = 0; i < count; ++i) {
-        layers[i] = read_layer<T>(from[static_cast<size_t>(i)], inputs, dtype);
+void read_chain(Entries& bank, Entries& affine, int64_t count, int most, int64_t inputs, Dtype dtype,
+                ConvNorm<T>* layers) {
+    if (count < 0 || count > most) throw py::value_error("layers: a chain has at most " + std::to_string(most));
+    for (int64_t i = 0; i < count; ++i) {
+        layers[i] = read_layer<T>(bank, py::cast<bool>(affine.next()), inputs, dtype);
         inputs = layers[i].outputs;
     }
     if (count && layers[count - 1].depthwise) throw py::value_error("layers: a chain ends in a pointwise convolution");
@@ -97,8 +117,13 @@ ChoiceBlock<T> read_block(const Tensor& x, const Options& options) {
     block.x = x.as<T>();
     block.x_stride = strides.w;
     const int64_t branch = block.halves() ? block.inputs / 2 : block.inputs;
-    read_chain<T>(options.main, ChoiceBlock<T>::most_main, branch, x.dtype, block.main, block.main_count);
-    read_chain<T>(options.proj, ChoiceBlock<T>::most_proj, branch, x.dtype, block.proj, block.proj_count);
+    Entries bank(options.bank, "bank"), affine(options.affine, "affine");
+    const int64_t main_layers = options.main_layers;
+    const int64_t proj_layers = static_cast<int64_t>(options.affine.size()) - main_layers;
+    read_chain<T>(bank, affine, main_layers, ChoiceBlock<T>::most_main, branch, x.dtype, block.main);
+    read_chain<T>(bank, affine, proj_layers, ChoiceBlock<T>::most_proj, branch, x.dtype, block.proj);
+    bank.check_used();
+    block.main_count = static_cast<int>(main_layers), block.proj_count = static_cast<int>(proj_layers);
     const auto strided = [](const ConvNorm<T>* layers, int count) {
         return std::any_of(layers, layers + count, [](const ConvNorm<T>& layer) { return layer.depthwise; });
     };
@@ -176,10 +201,10 @@ Isa isa_for(const Options& options) {
     return sizeof(T) == sizeof(float) ? options.isa : Isa::portable;
 }
 
-void forward(py::handle x_object, py::tuple main, py::tuple proj, py::handle y_object, py::handle saved_object,
-             py::handle statistics_object, int64_t stride, bool whole, bool training, double eps, Isa isa,
+void forward(py::handle x_object, py::tuple bank, py::tuple affine, int64_t main_layers, py::handle y_object,
+             py::handle saved_object, py::handle statistics_object, int64_t stride, bool whole, bool training, double eps, Isa isa,
              int64_t threads) {
-    const Options options{main, proj, stride, whole, training, eps, isa, threads};
+    const Options options{bank, affine, main_layers, stride, whole, training, eps, isa, threads};
     const Tensor x = read_tensor(x_object, "x"), y = read_tensor(y_object, "y");
     const Tensor saved = read_tensor(saved_object, "saved"), statistics = read_tensor(statistics_object, "statistics");
     for (const auto& [tensor, name] : {std::pair{&y, "y"}, {&saved, "saved"}, {&statistics, "statistics"}})
@@ -199,9 +224,9 @@ void forward(py::handle x_object, py::tuple main, py::tuple proj, py::handle y_o
 }
 
 // Forward that keeps nothing. False, with y left as it is, where choice_block_forward is the better way.
-bool inference(py::handle x_object, py::tuple main, py::tuple proj, py::handle y_object, py::handle statistics_object,
-               int64_t stride, bool whole, double eps, Isa isa, int64_t threads) {
-    const Options options{main, proj, stride, whole, false, eps, isa, threads};
+bool inference(py::handle x_object, py::tuple bank, py::tuple affine, int64_t main_layers, py::handle y_object,
+               py::handle statistics_object, int64_t stride, bool whole, double eps, Isa isa, int64_t threads) {
+    const Options options{bank, affine, main_layers, stride, whole, false, eps, isa, threads};
     const Tensor x = read_tensor(x_object, "x"), y = read_tensor(y_object, "y");
     const Tensor statistics = read_tensor(statistics_object, "statistics");
     for (const auto& [tensor, name] : {std::pair{&y, "y"}, {&statistics, "statistics"}})
@@ -224,32 +249,31 @@ bool inference(py::handle x_object, py::tuple main, py::tuple proj, py::handle y
     return done;
 }
 
-// gradients: per layer (dweight or None, dgamma or None, dbeta or None), main, then proj.
+// gradients: in the order of the bank, None for those not wanted.
 template <typename T>
-void read_gradients(ChoiceBlock<T>& block, const py::tuple& gradients, Dtype dtype) {
-    size_t index = 0;
-    if (gradients.size() != static_cast<size_t>(block.main_count + block.proj_count))
-        throw py::value_error("gradients: expected one entry a layer");
+void read_gradients(ChoiceBlock<T>& block, const py::tuple& gradients, const py::tuple& affine, Dtype dtype) {
+    Entries from(gradients, "gradients"), has_affine(affine, "affine");
     for_layers(block, [&](ConvNorm<T>& layer, int64_t) {
-        const auto fields = py::cast<py::tuple>(gradients[index++]);
-        if (fields.size() != 3) throw py::value_error("gradients: expected (dweight, dgamma, dbeta)");
-        if (!fields[0].is_none()) {
-            const Tensor dweight = read_tensor(fields[0], "dweight");
+        if (const py::handle object = from.next(); !object.is_none()) {
+            const Tensor dweight = read_tensor(object, "dweight");
             if (dweight.dtype != dtype) throw py::type_error("dweight: dtype differs from that of x");
             const int64_t kernel = layer.kernel;
             check_shape(dweight, "dweight", {layer.outputs, layer.depthwise ? 1 : layer.inputs, kernel, kernel});
             check_contiguous(dweight, "dweight");
             layer.dweight = dweight.as<T>();
         }
-        layer.dgamma = const_cast<T*>(optional_vector<T>(fields[1], "dgamma", layer.outputs, dtype));
-        layer.dbeta = const_cast<T*>(optional_vector<T>(fields[2], "dbeta", layer.outputs, dtype));
+        if (py::cast<bool>(has_affine.next())) {
+            layer.dgamma = const_cast<T*>(optional_vector<T>(from.next(), "dgamma", layer.outputs, dtype));
+            layer.dbeta = const_cast<T*>(optional_vector<T>(from.next(), "dbeta", layer.outputs, dtype));
+        }
     });
+    from.check_used();
 }
 
-void backward(py::handle dy_object, py::handle x_object, py::tuple main, py::tuple proj, py::handle saved_object,
-              py::handle statistics_object, py::handle dx_object, py::tuple gradients, int64_t stride, bool whole,
+void backward(py::handle dy_object, py::handle x_object, py::tuple bank, py::tuple affine, int64_t main_layers,
+              py::handle saved_object, py::handle statistics_object, py::handle dx_object, py::tuple gradients, int64_t stride, bool whole,
               bool training, double eps, Isa isa, int64_t threads) {
-    const Options options{main, proj, stride, whole, training, eps, isa, threads};
+    const Options options{bank, affine, main_layers, stride, whole, training, eps, isa, threads};
     const Tensor dy = read_tensor(dy_object, "dy"), x = read_tensor(x_object, "x");
     const Tensor saved = read_tensor(saved_object, "saved"), statistics = read_tensor(statistics_object, "statistics");
     for (const auto& [tensor, name] : {std::pair{&dy, "dy"}, {&saved, "saved"}, {&statistics, "statistics"}})
@@ -258,7 +282,7 @@ void backward(py::handle dy_object, py::handle x_object, py::tuple main, py::tup
         using T = decltype(element);
         ChoiceBlock<T> block = read_block<T>(x, options);
         place_layers(block, &saved, statistics);
-        read_gradients(block, gradients, x.dtype);
+        read_gradients(block, gradients, affine, x.dtype);
         check_output(block, dy, "dy");
         const NhwcStrides strides = nhwc_strides(dy, "dy");
         if (strides.h != dy.shape[3] * strides.w || strides.n != dy.shape[2] * strides.h)
@@ -279,50 +303,18 @@ void backward(py::handle dy_object, py::handle x_object, py::tuple main, py::tup
     });
 }
 
-// running: per layer (running_mean, running_var, fraction of the new value, values a channel), or None, in the order
-// of `statistics`. As torch's batch normalisation does it: the variance is made unbiased.
-void update(py::handle statistics_object, py::tuple running) {
-    const Tensor statistics = read_tensor(statistics_object, "statistics");
-    if (statistics.ndim != 1) throw py::value_error("statistics: expected one dimension");
-    check_contiguous(statistics, "statistics");
-    int64_t offset = 0;
-    dispatch(statistics, [&](auto element) {
-        using T = decltype(element);
-        for (const py::handle entry : running) {
-            const auto fields = py::cast<py::tuple>(entry);
-            if (fields.size() != 4) throw py::value_error("running: expected (mean, variance, fraction, count)");
-            const auto channels_tensor = read_tensor(fields[0], "running_mean");
-            const int64_t channels = channels_tensor.ndim == 1 ? channels_tensor.shape[0] : -1;
-            T* const mean = const_cast<T*>(optional_vector<T>(fields[0], "running_mean", channels, statistics.dtype));
-            T* const variance =
-                const_cast<T*>(optional_vector<T>(fields[1], "running_var", channels, statistics.dtype));
-            const double fraction = py::cast<double>(fields[2]), count = py::cast<double>(fields[3]);
-            if (mean == nullptr || variance == nullptr || offset + 2 * channels > statistics.shape[0])
-                throw py::value_error("running: does not fit the statistics");
-            const T* const batch = statistics.as<T>() + offset;
-            const double unbiased = count > 1 ? count / (count - 1) : std::nan("");
-            for (int64_t c = 0; c < channels; ++c) {
-                mean[c] = static_cast<T>((1 - fraction) * mean[c] + fraction * batch[c]);
-                variance[c] = static_cast<T>((1 - fraction) * variance[c] + fraction * unbiased * batch[channels + c]);
-            }
-            offset += 2 * channels;
-        }
-    });
-}
-
 }  // namespace
 
 void bind_choice_block(py::module_& module) {
-    module.def("choice_block_forward", &forward, py::arg("x"), py::arg("main"), py::arg("proj"), py::arg("y"),
+    module.def("choice_block_forward", &forward, py::arg("x"), py::arg("bank"), py::arg("affine"), py::arg("main_layers"), py::arg("y"),
                py::arg("saved"), py::arg("statistics"), py::arg("stride"), py::arg("whole"), py::arg("training"),
                py::arg("eps"), py::arg("isa"), py::arg("threads"));
-    module.def("choice_block_inference", &inference, py::arg("x"), py::arg("main"), py::arg("proj"), py::arg("y"),
+    module.def("choice_block_inference", &inference, py::arg("x"), py::arg("bank"), py::arg("affine"), py::arg("main_layers"), py::arg("y"),
                py::arg("statistics"), py::arg("stride"), py::arg("whole"), py::arg("eps"), py::arg("isa"),
                py::arg("threads"));
-    module.def("choice_block_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("main"), py::arg("proj"),
+    module.def("choice_block_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("bank"), py::arg("affine"), py::arg("main_layers"),
                py::arg("saved"), py::arg("statistics"), py::arg("dx"), py::arg("gradients"), py::arg("stride"),
                py::arg("whole"), py::arg("training"), py::arg("eps"), py::arg("isa"), py::arg("threads"));
-    module.def("choice_block_update", &update, py::arg("statistics"), py::arg("running"));
 }
 
 }  // namespace spos

@@ -17,6 +17,7 @@ PYBIND11_MODULE(_C, module) {
                py::arg("exchange_capsule"));
     spos::bind_ceilings(module);
     spos::bind_choice_block(module);
+    spos::bind_choice_block_call(module);
     spos::bind_depthwise_conv2d(module);
     spos::bind_im2row(module);
     spos::bind_sgd(module);

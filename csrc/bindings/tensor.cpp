@@ -34,13 +34,25 @@ bool is_plain(py::handle object) {
     return type == types.tensor || type == types.parameter;
 }
 
+bool is_negative(py::handle object) {
+    static PyObject* const name = PyUnicode_InternFromString("is_neg");
+    const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), name));
+    if (!answer) throw py::error_already_set();
+    return answer.ptr() == Py_True;
+}
+
+// What the table says of a tensor. It sees memory only: a lazy minus sign (the negative bit) is not there, and neither
+// is what a subclass does.
+bool exchange(const dlpack::ExchangeApi& table, py::handle object, dlpack::Tensor& source) {
+    if (table.tensor_from_py_object_no_sync(object.ptr(), &source) == 0) return true;
+    PyErr_Clear();
+    return false;
+}
+
 // True when the table describes the tensor and the kernels accept it; otherwise from_attributes() says what is wrong.
-bool from_exchange(const dlpack::ExchangeApi& exchange, py::handle object, Tensor& result) {
+bool from_exchange(const dlpack::ExchangeApi& table, py::handle object, Tensor& result) {
     dlpack::Tensor source;
-    if (exchange.tensor_from_py_object_no_sync(object.ptr(), &source) != 0) {
-        PyErr_Clear();
-        return false;
-    }
+    if (!exchange(table, object, source)) return false;
     const bool is_float = source.dtype.code == dlpack::code_float && source.dtype.lanes == 1;
     if (!is_float || (source.dtype.bits != 32 && source.dtype.bits != 64)) return false;
     if (source.device.type != dlpack::device_cpu || source.ndim > Tensor::max_ndim) return false;
@@ -96,9 +108,7 @@ Tensor read_tensor(py::handle object, const char* name) {
     const TensorTypes& types = tensor_types();
     if (types.tensor == nullptr || !PyObject_TypeCheck(object.ptr(), types.tensor))
         throw py::type_error(std::string(name) + ": expected a torch.Tensor, got " + text(py::type::of(object)));
-    // The table sees memory only: a lazy minus sign (the negative bit) is not there, and neither is what a subclass
-    // does.
-    if (py::cast<bool>(object.attr("is_neg")())) refuse(name, "has the negative bit set; call resolve_neg() first");
+    if (is_negative(object)) refuse(name, "has the negative bit set; call resolve_neg() first");
     Tensor result{};
     if (types.exchange == nullptr || !is_plain(object) || !from_exchange(*types.exchange, object, result))
         result = from_attributes(object, name);
@@ -106,6 +116,21 @@ Tensor read_tensor(py::handle object, const char* name) {
         std::find(result.shape.begin(), result.shape.begin() + result.ndim, 0) != result.shape.begin() + result.ndim;
     if (result.data == nullptr && !empty) refuse(name, "has no memory behind it (a fake or meta tensor?)");
     return result;
+}
+
+bool try_read_tensor(py::handle object, Tensor& result) {
+    const TensorTypes& types = tensor_types();
+    return types.exchange && is_plain(object) && !is_negative(object) &&
+           from_exchange(*types.exchange, object, result) && result.data;
+}
+
+int64_t* try_read_count(py::handle object) {
+    const TensorTypes& types = tensor_types();
+    dlpack::Tensor source;
+    if (!types.exchange || !is_plain(object) || !exchange(*types.exchange, object, source)) return nullptr;
+    const bool is_count = source.dtype.code == dlpack::code_int && source.dtype.bits == 64 && source.dtype.lanes == 1 &&
+                          source.device.type == dlpack::device_cpu && source.ndim == 0;
+    return is_count ? reinterpret_cast<int64_t*>(static_cast<char*>(source.data) + source.byte_offset) : nullptr;
 }
 
 NhwcStrides nhwc_strides(const Tensor& tensor, const char* name) {

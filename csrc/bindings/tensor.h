@@ -36,6 +36,12 @@ void set_tensor_types(py::type tensor, py::type parameter, py::object exchange_c
 
 Tensor read_tensor(py::handle object, const char* name);
 
+// The same without a word: false for whatever read_tensor refuses or reads the slower way.
+bool try_read_tensor(py::handle object, Tensor& result);
+
+// The value of an int64 scalar on the CPU, or null if the object is something else.
+int64_t* try_read_count(py::handle object);
+
 // The strides of a tensor that is channels_last in memory ([N, H, W, C], channels adjacent), possibly a channel slice
 // of a wider one. Those of dimensions of size 1 are computed, for torch may hold anything there.
 struct NhwcStrides {

@@ -41,6 +41,7 @@ SPECS = {
 SMALL_IMAGE = 64
 
 
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")  # in the order of ConvBN
 MakeBlock = Callable[[int, int, int, int], nn.Module]  # of number, inputs, outputs and stride
 
 
@@ -77,8 +78,7 @@ class ConvNormReLU(Fusible, nn.Sequential):
             y: Tensor = super().forward(input)
             return y
         conv, norm = self[0], self[1]
-        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        layer = ConvBN(conv.weight, *(getattr(norm, name) for name in names))  # type: ignore[arg-type]
+        layer = ConvBN(*in_force(conv, "weight"), *in_force(norm, *NORM_TENSORS))  # type: ignore[arg-type]
         return conv_norm_relu(input, layer, stride=self.stride, padding=self.padding, **options)
 
 
@@ -113,10 +113,9 @@ class ShuffleBlock(Fusible):
         They are the convolution's weight, and the normalisation's weight, bias, running mean, running variance and
         number of batches; of sliced layers they are views.
         """
-        layers = [layer for layer in branch if not isinstance(layer, nn.ReLU)]
-        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        layers = [layer for layer in branch._modules.values() if not isinstance(layer, nn.ReLU)]
         pairs = zip(layers[::2], layers[1::2], strict=True)
-        return [(*in_force(conv, "weight"), *in_force(norm, *names)) for conv, norm in pairs]
+        return [(*in_force(conv, "weight"), *in_force(norm, *NORM_TENSORS)) for conv, norm in pairs]
 
     def forward(self, x: Tensor) -> Tensor:
         options = norm_options(self) if self.fused else None
