@@ -52,6 +52,17 @@ class Fusible(nn.Module):
     fused = True
 
 
+def is_observed(module: nn.Module) -> bool:
+    """Whether something waits for the module's own call: a hook, or a `forward` put in the place of its class's."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
 def norm_options(block: nn.Module) -> dict[str, Any] | None:
     """Return what a block's batch normalisations have in common, or None where one kernel cannot run them all.
 
@@ -63,7 +74,7 @@ def norm_options(block: nn.Module) -> dict[str, Any] | None:
         for layer in pending.pop()._modules.values():
             if layer is None:
                 continue
-            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+            if is_observed(layer):
                 return None
             if layer._modules:
                 pending.append(layer)

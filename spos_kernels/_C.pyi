@@ -29,63 +29,49 @@ def depthwise_conv2d_dgrad(
 def depthwise_conv2d_wgrad(
     x: Tensor, dy: Tensor, dweight: Tensor, stride: int, padding: int, isa: Isa, threads: int
 ) -> None: ...
-
 def choice_block_forward(
     x: Tensor,
     bank: tuple[Tensor, ...],
-    affine: tuple[bool, ...],
-    main_layers: int,
-    y: Tensor,
-    saved: Tensor,
+    plans: tuple[tuple[Any, ...], ...],
+    y: tuple[Tensor, ...],
+    saved: tuple[Tensor, ...],
     statistics: Tensor,
-    stride: int,
-    whole: bool,
     training: bool,
     eps: float,
     isa: Isa,
-    threads: int,
+    threads: tuple[int, ...],
 ) -> None: ...
-def choice_block_inference(
+def choice_block_run(
     x: Tensor,
     bank: tuple[Tensor, ...],
-    affine: tuple[bool, ...],
-    main_layers: int,
+    plans: tuple[tuple[Any, ...], ...],
     y: Tensor,
     statistics: Tensor,
-    stride: int,
-    whole: bool,
+    training: bool,
     eps: float,
     isa: Isa,
-    threads: int,
-) -> bool: ...
+    threads: tuple[int, ...],
+) -> int: ...
 def choice_block_backward(
     dy: Tensor,
     x: Tensor,
     bank: tuple[Tensor, ...],
-    affine: tuple[bool, ...],
-    main_layers: int,
-    saved: Tensor,
+    plans: tuple[tuple[Any, ...], ...],
+    y: tuple[Tensor, ...],
+    saved: tuple[Tensor, ...],
     statistics: Tensor,
     dx: Tensor | None,
     gradients: tuple[Tensor | None, ...],
-    stride: int,
-    whole: bool,
     training: bool,
     eps: float,
     isa: Isa,
-    threads: int,
+    threads: tuple[int, ...],
 ) -> None: ...
 def choice_block_measure(
-    x: Tensor, branch: tuple[Any, ...], layer_type: type, stride: int, training: bool, averages: bool
-) -> tuple[tuple[Tensor, ...], tuple[bool, ...], tuple[int, int, int, int], int, int, int] | None: ...
+    x: Tensor, links: tuple[Any, ...], types: tuple[type, ...], training: bool, averages: bool
+) -> tuple[tuple[Tensor, ...], tuple[tuple[Any, ...], ...]] | None: ...
 def choice_block_track(
-    statistics: Tensor,
-    branch: tuple[Any, ...],
-    batch: int,
-    height: int,
-    width: int,
-    stride: int,
-    momentum: float | None,
+    statistics: Tensor, links: tuple[Any, ...], x_shape: tuple[int, ...], momentum: float | None
 ) -> None: ...
 def im2row(x: Tensor, y: Tensor, kernel: int, stride: int, padding: int, threads: int) -> None: ...
 def sliced_conv2d_forward(

@@ -4,7 +4,8 @@ import torch  # noqa: F401 - first: it brings the OpenMP runtime (libgomp) that 
 
 from spos_kernels.backends import BackendStatus, backends, isa, use_backend
 from spos_kernels.choice_block import choice_block
-from spos_kernels.choice_block_reference import Branch, ConvBN, choice_block_reference
+from spos_kernels.choice_block_chain import choice_block_chain, choice_block_chain_reference
+from spos_kernels.choice_block_reference import Branch, ConvBN, Link, choice_block_reference
 from spos_kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_reference
 from spos_kernels.depthwise_conv2d import DepthwiseConv2d, depthwise_conv2d, depthwise_conv2d_reference
 from spos_kernels.gradient_sink import GradientSink, sliced_parameter
@@ -19,8 +20,11 @@ __all__ = [
     "ConvBN",
     "DepthwiseConv2d",
     "GradientSink",
+    "Link",
     "backends",
     "choice_block",
+    "choice_block_chain",
+    "choice_block_chain_reference",
     "choice_block_reference",
     "conv_norm_relu",
     "conv_norm_relu_reference",

@@ -18,7 +18,7 @@ from torch import Tensor
 from spos_kernels.backends import is_autocast
 from spos_kernels.layout import as_nhwc
 
-__all__ = ["Branch", "ConvBN", "choice_block_reference"]
+__all__ = ["Branch", "ConvBN", "Link", "choice_block_reference"]
 
 LONGEST_CHAIN = 6  # that of "xception"
 
@@ -49,6 +49,19 @@ class Branch(NamedTuple):
 
     main: tuple[ConvBN, ...]
     proj: tuple[ConvBN, ...] = ()
+
+
+class Link(NamedTuple):
+    """One block of a chain, on the path that is taken through it.
+
+    branch: the option taken. stride: 1 or 2, as in `choice_block`. whole: the block is one convolution with its
+    normalisation and ReLU and nothing beside it, as `conv_norm_relu` runs it with padding k // 2: `main` has that one,
+    `proj` none.
+    """
+
+    branch: Branch
+    stride: int = 1
+    whole: bool = False
 
 
 class Layer(NamedTuple):

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from spos_kernels import _C
 from spos_kernels.backends import is_autocast, is_plain, resolve_backend, threads_for
-from spos_kernels.choice_block import run_block
+from spos_kernels.choice_block import run_block, run_links
 from spos_kernels.choice_block_reference import (
     Block,
+    Branch,
     ConvBN,
     Layer,
+    Link,
     check_norm,
     check_options,
     check_tensor,
@@ -51,7 +53,11 @@ def conv_norm_relu(
 
     Raises TypeError or ValueError, naming the argument.
     """
-    x, layer = _arguments(x, layer, stride, padding, training, momentum, eps)
+    if type(stride) is int and type(padding) is int and (stride, padding) == (1, 0):
+        y = run_links(x, (Link(Branch((layer,)), 1, True),), training, momentum, eps)
+        if y is not None:
+            return y
+    x, layer = check_arguments(x, layer, stride, padding, training, momentum, eps)
     backend = resolve_backend(x)
     kernel = layer.weight.shape[-1]
     native = backend == "cpu" and x.shape[0] > 0 and is_plain(x)
@@ -59,9 +65,9 @@ def conv_norm_relu(
         return _reference(x, layer, stride, padding, training, momentum, eps)
     weight = layer.weight
     if kernel > 1:
-        x = _im2row(x, kernel, stride, padding)
-        weight = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
-    only = Layer(layer._replace(weight=weight), False, 1, 1, x.shape[1], weight.shape[0], x.shape[2], x.shape[3])
+        x, layer = as_pointwise(x, layer, stride, padding)
+        weight = layer.weight
+    only = Layer(layer, False, 1, 1, x.shape[1], weight.shape[0], x.shape[2], x.shape[3])
     block = Block(x, (only,), (), (x.shape[0], weight.shape[0], *x.shape[2:]))
     return run_block(block, 1, True, training, momentum, eps, backend)
 
@@ -77,13 +83,14 @@ def conv_norm_relu_reference(
     eps: float = 1e-5,
 ) -> Tensor:
     """`conv_norm_relu` in plain PyTorch: same arguments, result and errors, on every device."""
-    x, layer = _arguments(x, layer, stride, padding, training, momentum, eps)
+    x, layer = check_arguments(x, layer, stride, padding, training, momentum, eps)
     return _reference(x, layer, stride, padding, training, momentum, eps)
 
 
-def _arguments(
+def check_arguments(
     x: Tensor, layer: ConvBN, stride: int, padding: int, training: bool, momentum: float | None, eps: float
 ) -> tuple[Tensor, ConvBN]:
+    """Check the arguments of a call and return x and layer, under autocast in float32."""
     check_tensor(x, "x")
     if not isinstance(layer, ConvBN):
         raise TypeError(f"layer is a {type(layer).__name__}: expected a ConvBN")
@@ -133,9 +140,14 @@ def _reference(
         return as_nhwc(F.relu(run_norm(z, layer, training, momentum, eps)))
 
 
-def _im2row(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    """Return the windows of x as channels [N, k·k·C, H', W'], in the order kernel row, kernel column, channel."""
+def as_pointwise(x: Tensor, layer: ConvBN, stride: int, padding: int) -> tuple[Tensor, ConvBN]:
+    """Return a k×k convolution as a 1×1 of the windows of x, [N, k·k·C, H', W'], which carry no gradient.
+
+    Their channels come in the order kernel row, kernel column, channel.
+    """
+    weight = layer.weight
+    outputs, channels, kernel, _ = weight.shape
     height, width = ((n + 2 * padding - kernel) // stride + 1 for n in x.shape[2:])
-    y = empty_nhwc((x.shape[0], kernel * kernel * x.shape[1], height, width), like=x)
-    _C.im2row(as_nhwc(x.detach()), y, kernel, stride, padding, threads_for(8 * y.numel()))
-    return y
+    windows = empty_nhwc((x.shape[0], kernel * kernel * channels, height, width), like=x)
+    _C.im2row(as_nhwc(x.detach()), windows, kernel, stride, padding, threads_for(8 * windows.numel()))
+    return windows, layer._replace(weight=weight.permute(0, 2, 3, 1).reshape(outputs, -1, 1, 1))

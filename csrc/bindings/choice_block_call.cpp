@@ -1,8 +1,8 @@
-// choice_block: what surrounds its kernels in an eager call, for some microseconds less than Python takes: checking and
-// measuring the tensors of a branch, and updating running statistics.
+// choice_block: what surrounds its kernels in an eager call, for a tenth of the time that Python takes: checking and
+// measuring the tensors of a chain of blocks, and updating running statistics.
 //
-// A branch is a Branch of choice_block_reference.py, (main, proj), two tuples of ConvBN: (weight, gamma, beta,
-// running_mean, running_var, num_batches_tracked).
+// A chain is a tuple of the Link of choice_block_reference.py, (branch, stride, whole); a branch is a Branch, (main,
+// proj), two tuples of ConvBN: (weight, gamma, beta, running_mean, running_var, num_batches_tracked).
 #include <cmath>
 #include <type_traits>
 
@@ -12,8 +12,6 @@
 namespace spos {
 
 namespace {
-
-constexpr size_t branch_fields = 2, layer_fields = 6;
 
 bool is_vector(const Tensor& tensor, int64_t size) {
     return tensor.ndim == 1 && tensor.shape[0] == size && (size == 1 || tensor.strides[0] == 1);
@@ -45,79 +43,116 @@ bool has_even_pixels(const Tensor& x) {
            (batch == 1 || x.strides[0] == height * width * pixel);
 }
 
-struct Measured {
-    py::list bank, affine;
-    int64_t height, width, kept = 0, statistics = 0, multiply_adds = 0, outputs = 0;
+struct Types {
+    py::handle link, branch, layer;
 };
 
-// Checks a chain as choice_block_reference.py does and adds it up. False: anything is not as it should be, or not plain.
-bool measure_chain(const py::tuple& chain, py::handle layer_type, const Tensor& x, int64_t channels, int64_t stride,
-                   bool training, bool averages, Measured& found) {
-    constexpr size_t longest = 6;
-    int64_t height = x.shape[2], width = x.shape[3];
+bool is_exactly(py::handle object, py::handle type) { return py::type::handle_of(object).ptr() == type.ptr(); }
+
+// How the statistics are used: of the batch or given; averaged over all batches or moved towards the batch's.
+struct Mode {
+    bool training, averages;
+};
+
+// The shape of a block's input, then of its output.
+struct Shape {
+    int64_t batch, channels, height, width;
+};
+
+struct Measured {
+    py::list bank, plans;
+};
+
+// What one block adds up to.
+struct Block {
+    py::list affine;
+    int64_t kept = 0, statistics = 0, multiply_adds = 0;
+};
+
+// Checks a chain of layers as choice_block_reference.py does and adds it up; `shape` becomes that of its output. False:
+// anything is not as it should be, or not plain.
+bool measure_layers(const py::tuple& layers, const Types& types, Dtype dtype, int64_t stride, const Mode& mode,
+                    Shape& shape, py::list& bank, Block& block) {
     bool after_depthwise = false;
-    if (chain.size() < 2 || chain.size() > longest) return false;
-    for (size_t i = 0; i < chain.size(); ++i) {
-        if (py::type::of(chain[i]).ptr() != layer_type.ptr()) return false;
-        const auto fields = py::reinterpret_borrow<py::tuple>(chain[i]);
+    for (size_t i = 0; i < layers.size(); ++i) {
+        if (!is_exactly(layers[i], types.layer)) return false;
+        const auto fields = py::reinterpret_borrow<py::tuple>(layers[i]);
         Tensor weight{};
-        if (!try_read_tensor(fields[0], weight) || weight.dtype != x.dtype || weight.ndim != 4) return false;
+        if (!try_read_tensor(fields[0], weight) || weight.dtype != dtype || weight.ndim != 4) return false;
         const auto& [outputs, inputs, kernel, kernel_width] = weight.shape;
         const bool depthwise = kernel_width > 1;
         if (outputs < 1 || kernel != kernel_width || (i && depthwise == after_depthwise)) return false;
         if (depthwise) {
-            if (outputs != channels || inputs != 1 || !(kernel == 3 || kernel == 5 || kernel == 7)) return false;
+            if (outputs != shape.channels || inputs != 1 || !(kernel == 3 || kernel == 5 || kernel == 7)) return false;
             if (!is_dense(weight)) return false;
-            height = (height - 1) / stride + 1, width = (width - 1) / stride + 1, stride = 1;
-        } else if (inputs != channels || (inputs > 1 && weight.strides[1] != 1)) {
+            shape.height = (shape.height - 1) / stride + 1, shape.width = (shape.width - 1) / stride + 1, stride = 1;
+        } else if (inputs != shape.channels || (inputs > 1 && weight.strides[1] != 1)) {
             return false;
         }
         bool affine, tracked;
-        if (!check_pair(fields[1], fields[2], outputs, x.dtype, affine)) return false;
-        if (!check_pair(fields[3], fields[4], outputs, x.dtype, tracked)) return false;
+        if (!check_pair(fields[1], fields[2], outputs, dtype, affine)) return false;
+        if (!check_pair(fields[3], fields[4], outputs, dtype, tracked)) return false;
         const bool counted = !fields[5].is_none();
         if (counted && (!tracked || !try_read_count(fields[5]))) return false;
-        if (training ? averages && tracked && !counted : !tracked) return false;
-        const int64_t pixels = x.shape[0] * height * width;
-        if (training && pixels < 2) return false;
-        found.bank.append(fields[0]);
-        if (affine) found.bank.append(fields[1]), found.bank.append(fields[2]);
-        found.affine.append(py::bool_(affine));
-        found.kept += pixels * outputs;
-        found.statistics += 2 * outputs;
-        found.multiply_adds += pixels * outputs * inputs * kernel * kernel;
-        after_depthwise = depthwise, channels = outputs;
+        if (mode.training ? mode.averages && tracked && !counted : !tracked) return false;
+        const int64_t pixels = shape.batch * shape.height * shape.width;
+        if (mode.training && pixels < 2) return false;
+        bank.append(fields[0]);
+        if (affine) bank.append(fields[1]), bank.append(fields[2]);
+        block.affine.append(py::bool_(affine));
+        block.kept += pixels * outputs;
+        block.statistics += 2 * outputs;
+        block.multiply_adds += pixels * outputs * inputs * kernel * kernel;
+        after_depthwise = depthwise, shape.channels = outputs;
     }
-    found.height = height, found.width = width, found.outputs += channels;
     return !after_depthwise;
 }
 
-bool is_branch(const py::tuple& branch) {
-    return branch.size() == branch_fields && PyTuple_CheckExact(PyTuple_GET_ITEM(branch.ptr(), 0)) &&
-           PyTuple_CheckExact(PyTuple_GET_ITEM(branch.ptr(), 1));
+bool measure_link(py::handle object, const Types& types, Dtype dtype, const Mode& mode, Shape& shape, Measured& found) {
+    constexpr size_t longest = 6;
+    if (!is_exactly(object, types.link)) return false;
+    const auto link = py::reinterpret_borrow<py::tuple>(object);
+    if (!is_exactly(link[0], types.branch) || !PyLong_CheckExact(link[1].ptr()) || !PyBool_Check(link[2].ptr()))
+        return false;
+    const auto branch = py::reinterpret_borrow<py::tuple>(link[0]);
+    if (!PyTuple_CheckExact(branch[0].ptr()) || !PyTuple_CheckExact(branch[1].ptr())) return false;
+    const auto main = py::reinterpret_borrow<py::tuple>(branch[0]), proj = py::reinterpret_borrow<py::tuple>(branch[1]);
+    int overflow = 0;
+    const int64_t stride = PyLong_AsLongLongAndOverflow(link[1].ptr(), &overflow);
+    const bool whole = link[2].ptr() == Py_True;
+    if (overflow || (stride != 1 && stride != 2) || proj.size() != (stride == 2 ? 2 : 0)) return false;
+    if (whole ? stride != 1 || main.size() != 1 : main.size() < 2 || main.size() > longest) return false;
+    if (!whole && stride == 1 && shape.channels % 2) return false;
+    Shape arriving = shape;
+    if (!whole && stride == 1) arriving.channels /= 2;
+    Block block;
+    Shape result = arriving, beside = arriving;
+    if (!measure_layers(main, types, dtype, stride, mode, result, found.bank, block)) return false;
+    if (stride == 2 && !measure_layers(proj, types, dtype, stride, mode, beside, found.bank, block)) return false;
+    if (stride == 2 && beside.channels != arriving.channels) return false;
+    if (!whole) result.channels += beside.channels;
+    shape = result;
+    found.plans.append(py::make_tuple(py::tuple(block.affine), main.size(), stride, whole,
+                                      py::make_tuple(shape.batch, shape.channels, shape.height, shape.width),
+                                      block.kept, block.statistics, block.multiply_adds));
+    return true;
 }
 
-// (bank, affine, shape of y, elements kept, elements of statistics, multiply-adds), or None for a call that is not
-// plain or not right, of which choice_block_reference.describe knows more. averages: momentum is None.
-py::object measure(py::handle x_object, const py::tuple& branch, py::handle layer_type, int64_t stride, bool training,
-                   bool averages) {
+// (bank, plans), a plan being (affine, layers of main, stride, whole, shape of y, elements kept, elements of
+// statistics, multiply-adds); None for a call that is not plain or not right, of which choice_block_reference.py knows
+// more. types: Link, Branch, ConvBN. averages: momentum is None.
+py::object measure(py::handle x_object, const py::tuple& links, const py::tuple& types, bool training, bool averages) {
+    if (types.size() != 3) throw py::value_error("types: expected three");
     Tensor x{};
-    if (!is_branch(branch) || !try_read_tensor(x_object, x) || x.ndim != 4) return py::none();
-    const auto& [batch, channels, height, width] = x.shape;
-    if (batch < 1 || channels < 1 || height < 1 || width < 1 || !has_even_pixels(x)) return py::none();
-    if (stride == 1 && channels % 2) return py::none();
-    const auto main = py::reinterpret_borrow<py::tuple>(branch[0]), proj = py::reinterpret_borrow<py::tuple>(branch[1]);
-    if (proj.size() != (stride == 2 ? 2 : 0)) return py::none();
-    Measured found;
-    const int64_t arriving = stride == 1 ? channels / 2 : channels;
-    if (!measure_chain(main, layer_type, x, arriving, stride, training, averages, found)) return py::none();
-    if (stride == 1)
-        found.outputs += arriving;
-    else if (!measure_chain(proj, layer_type, x, arriving, stride, training, averages, found))
+    if (!try_read_tensor(x_object, x) || x.ndim != 4) return py::none();
+    Shape shape{x.shape[0], x.shape[1], x.shape[2], x.shape[3]};
+    if (shape.batch < 1 || shape.channels < 1 || shape.height < 1 || shape.width < 1 || !has_even_pixels(x))
         return py::none();
-    return py::make_tuple(py::tuple(found.bank), py::tuple(found.affine),
-                          py::make_tuple(batch, found.outputs, found.height, found.width), found.kept, found.statistics,
-                          found.multiply_adds);
+    Measured found;
+    for (const py::handle link : links)
+        if (!measure_link(link, {types[0], types[1], types[2]}, x.dtype, {training, averages}, shape, found))
+            return py::none();
+    return py::make_tuple(py::tuple(found.bank), py::tuple(found.plans));
 }
 
 template <typename T>
@@ -150,30 +185,39 @@ void track_layer(const py::tuple& layer, const T* batch, int64_t channels, doubl
     }
 }
 
-// statistics: of each layer of main, then of proj, the mean and the biased variance of a batch [batch, ., height, width].
-void track(py::handle statistics_object, const py::tuple& branch, int64_t batch, int64_t height, int64_t width,
-           int64_t stride, py::object momentum) {
+// statistics: of each block, of each layer of main, then of proj, the mean and the biased variance of a batch.
+void track(py::handle statistics_object, const py::tuple& links, const py::tuple& x_shape, py::object momentum) {
+    constexpr size_t layer_fields = 6;
     const Tensor statistics = read_tensor(statistics_object, "statistics");
     if (statistics.ndim != 1) throw py::value_error("statistics: expected one dimension");
     check_contiguous(statistics, "statistics");
-    if (stride < 1) throw py::value_error("stride: expected 1 or 2");
+    if (x_shape.size() != 4) throw py::value_error("x_shape: expected four sizes");
+    const auto batch = py::cast<int64_t>(x_shape[0]);
+    auto height = py::cast<int64_t>(x_shape[2]), width = py::cast<int64_t>(x_shape[3]);
     const auto run = [&](auto element) {
         using T = decltype(element);
         int64_t offset = 0;
-        for (const py::handle chain : branch) {
-            double pixels = static_cast<double>(batch * height * width);
-            for (const py::handle object : py::cast<py::tuple>(chain)) {
-                const auto layer = py::cast<py::tuple>(object);
-                if (layer.size() != layer_fields) throw py::value_error("layer: expected a ConvBN");
-                const Tensor weight = read_tensor(layer[0], "weight");
-                const int64_t channels = weight.ndim == 4 ? weight.shape[0] : 0;
-                if (channels < 1 || offset + 2 * channels > statistics.shape[0])
-                    throw py::value_error("statistics: do not fit the branch");
-                if (weight.shape[3] > 1)
-                    pixels = static_cast<double>(batch * ((height - 1) / stride + 1) * ((width - 1) / stride + 1));
-                track_layer<T>(layer, statistics.as<T>() + offset, channels, pixels, momentum, statistics.dtype);
-                offset += 2 * channels;
+        for (const py::handle object : links) {
+            const auto link = py::cast<py::tuple>(object);
+            const auto stride = py::cast<int64_t>(link[1]);
+            if (stride < 1) throw py::value_error("stride: expected 1 or 2");
+            const int64_t small_height = (height - 1) / stride + 1, small_width = (width - 1) / stride + 1;
+            for (const py::handle chain : py::cast<py::tuple>(link[0])) {
+                int64_t pixels = batch * height * width;
+                for (const py::handle layer_object : py::cast<py::tuple>(chain)) {
+                    const auto layer = py::cast<py::tuple>(layer_object);
+                    if (layer.size() != layer_fields) throw py::value_error("layer: expected a ConvBN");
+                    const Tensor weight = read_tensor(layer[0], "weight");
+                    const int64_t channels = weight.ndim == 4 ? weight.shape[0] : 0;
+                    if (channels < 1 || offset + 2 * channels > statistics.shape[0])
+                        throw py::value_error("statistics: do not fit the links");
+                    if (weight.shape[3] > 1) pixels = batch * small_height * small_width;
+                    track_layer<T>(layer, statistics.as<T>() + offset, channels, static_cast<double>(pixels), momentum,
+                                   statistics.dtype);
+                    offset += 2 * channels;
+                }
             }
+            height = small_height, width = small_width;
         }
     };
     if (statistics.dtype == Dtype::float32)
@@ -185,10 +229,10 @@ void track(py::handle statistics_object, const py::tuple& branch, int64_t batch,
 }  // namespace
 
 void bind_choice_block_call(py::module_& module) {
-    module.def("choice_block_measure", &measure, py::arg("x"), py::arg("branch"), py::arg("layer_type"),
-               py::arg("stride"), py::arg("training"), py::arg("averages"));
-    module.def("choice_block_track", &track, py::arg("statistics"), py::arg("branch"), py::arg("batch"),
-               py::arg("height"), py::arg("width"), py::arg("stride"), py::arg("momentum").none(true));
+    module.def("choice_block_measure", &measure, py::arg("x"), py::arg("links"), py::arg("types"), py::arg("training"),
+               py::arg("averages"));
+    module.def("choice_block_track", &track, py::arg("statistics"), py::arg("links"), py::arg("x_shape"),
+               py::arg("momentum").none(true));
 }
 
 }  // namespace spos

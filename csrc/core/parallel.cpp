@@ -89,8 +89,8 @@ void parallel_ranges(int64_t tasks, int threads, RangeBody body, const void* con
     Share shares[most_shares];
     // The runtime may grant fewer threads than asked for: what falls to the others is taken from them.
     for (int64_t thread = 0; thread < threads; ++thread)
-        shares[thread].put({static_cast<uint32_t>(tasks * thread / threads),
-                            static_cast<uint32_t>(tasks * (thread + 1) / threads)});
+        shares[thread].put(
+            {static_cast<uint32_t>(tasks * thread / threads), static_cast<uint32_t>(tasks * (thread + 1) / threads)});
 #pragma omp parallel num_threads(threads)
     work(shares, threads, omp_get_thread_num(), body, context);
 }

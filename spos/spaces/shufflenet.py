@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spos.choices import ChoiceBlock
-from spos.modules import Fusible, channels_last, initialize, norm_options
+from spos.choices import ChoiceBlock, current_path
+from spos.modules import Fusible, channels_last, initialize, is_observed, norm_options
 from spos.sliced import SlicedBatchNorm2d, SlicedConv2d, Width, in_force
 from spos.supernet import Supernet
-from spos_kernels import Branch, ConvBN, DepthwiseConv2d, choice_block, conv_norm_relu
+from spos_kernels import Branch, ConvBN, DepthwiseConv2d, Link, choice_block, choice_block_chain, conv_norm_relu
 
 CHOICES = ("choice_3", "choice_5", "choice_7", "choice_x")
 
@@ -77,9 +77,12 @@ class ConvNormReLU(Fusible, nn.Sequential):
         if options is None:
             y: Tensor = super().forward(input)
             return y
-        conv, norm = self[0], self[1]
-        layer = ConvBN(*in_force(conv, "weight"), *in_force(norm, *NORM_TENSORS))  # type: ignore[arg-type]
-        return conv_norm_relu(input, layer, stride=self.stride, padding=self.padding, **options)
+        return conv_norm_relu(input, self.link().branch.main[0], stride=self.stride, padding=self.padding, **options)
+
+    def link(self) -> Link:
+        """Return what `spos_kernels.choice_block_chain` takes of the layers."""
+        layer = ConvBN(*in_force(self[0], "weight"), *in_force(self[1], *NORM_TENSORS))  # type: ignore[arg-type]
+        return Link(Branch((layer,)), self.stride, whole=True)
 
 
 class ShuffleBlock(Fusible):
@@ -121,9 +124,12 @@ class ShuffleBlock(Fusible):
         options = norm_options(self) if self.fused else None
         if options is None:
             return self._forward_layers(x)
+        return choice_block(x, (self.link().branch,), 0, stride=self.stride, **options)
+
+    def link(self) -> Link:
+        """Return what `spos_kernels.choice_block_chain` takes of the layers on the running path."""
         proj = self._chain(self.branch_proj) if self.stride == 2 else ()
-        branch = Branch(self._chain(self.branch_main), proj)
-        return choice_block(x, (branch,), 0, stride=self.stride, **options)
+        return Link(Branch(self._chain(self.branch_main), proj), self.stride)
 
     def _chain(self, branch: nn.Sequential) -> tuple[ConvBN, ...]:
         return tuple(ConvBN(*tensors) for tensors in self.conv_norms(branch))  # type: ignore[arg-type]
@@ -134,6 +140,39 @@ class ShuffleBlock(Fusible):
         # Unbinding the channel pairs in NHWC order keeps their gradient, one stacked tensor, channels last too.
         passed, main = x.permute(0, 2, 3, 1).unflatten(-1, (-1, 2)).unbind(-1)
         return torch.cat([passed.permute(0, 3, 1, 2), self.branch_main(main.permute(0, 3, 1, 2))], 1)
+
+
+def has_own_forward(block: ShuffleBlock | ConvNormReLU) -> bool:
+    """Whether a call of the block does what is written here, and not what a class derived from it has instead."""
+    return type(block).forward in (ShuffleBlock.forward, ConvNormReLU.forward)
+
+
+def chain_of(modules: Iterable[nn.Module]) -> tuple[list[Link], dict[str, Any]] | None:
+    """Return the blocks of the running path, one after another, and what their normalisations have in common.
+
+    None where they cannot run as one operation: another kind of module among them, one that is not `fused`,
+    normalisations that differ, hooks that would not see their call.
+    """
+    links: list[Link] = []
+    common = None
+    pending = list(modules)[::-1]
+    while pending:
+        module = pending.pop()
+        if is_observed(module):
+            return None
+        if type(module) is nn.Sequential:
+            pending += reversed(module._modules.values())
+        elif type(module) is ChoiceBlock:
+            pending.append(module.chosen(current_path(module)))
+        elif isinstance(module, ShuffleBlock | ConvNormReLU) and module.fused and has_own_forward(module):
+            options = norm_options(module)
+            if options is None or (common is not None and options != common):
+                return None
+            common = options
+            links.append(module.link())
+        else:
+            return None
+    return None if common is None else (links, common)
 
 
 def operator_block(number: int, inputs: int, outputs: int, stride: int) -> ChoiceBlock:
@@ -171,7 +210,12 @@ class ShuffleNetOneShot(nn.Module):
         self.classifier = nn.Sequential(nn.Linear(spec.last, num_classes, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_last(self.features(self.first_conv(x)))
+        chain = chain_of([self.first_conv, self.features, self.conv_last])
+        if chain is None:
+            x = self.conv_last(self.features(self.first_conv(x)))
+        else:
+            links, options = chain
+            x = choice_block_chain(x, links, **options)
         logits: Tensor = self.classifier(self.dropout(self.globalpool(x).flatten(1)))
         return logits
 

@@ -28,7 +28,7 @@ from spos_kernels import _C
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MODULE = sys.modules["spos_kernels.choice_block"]  # sk.choice_block is the function of that name
+MODULE = sys.modules["spos_kernels.choice_block_kernels"]  # sk.choice_block is the function of that name
 
 # Every option with every other; the shape is odd in all its sizes, and narrower than the largest kernel.
 OPTIONS = [

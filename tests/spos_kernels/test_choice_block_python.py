@@ -16,7 +16,7 @@ from spos_kernels import _C, Branch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MODULE = sys.modules["spos_kernels.choice_block"]  # sk.choice_block is the function of that name
+MODULE = sys.modules["spos_kernels.choice_block_kernels"]  # sk.choice_block is the function of that name
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor
 import spos_kernels as sk
 from spos_kernels import _C, ConvBN
 
-MODULE = sys.modules["spos_kernels.choice_block"]
+MODULE = sys.modules["spos_kernels.choice_block_kernels"]
 
 # batch, inputs, outputs, height, width, kernel, stride, padding
 SHAPES = [
