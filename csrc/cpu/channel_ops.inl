@@ -3,8 +3,9 @@
 //
 // Work      One to four operations an element: bound by the cache that the rows are in. Callers hand over pieces that a
 //           neighbouring kernel has just written or is about to read.
-// Order     Sixteen rows at a time, and within them one vector of channels after another: per-channel coefficients and
-//           sums then stay in registers for sixteen elements instead of being loaded for each.
+// Order     Some rows at a time, and within them one vector of channels after another: per-channel coefficients and
+//           sums then stay in registers for those rows instead of being loaded for each. Fewer rows where they are
+//           long: the processor asks memory ahead for lines that follow each other, not for those a row apart.
 // Source    Batch normalisation and its gradient: Ioffe and Szegedy, arXiv 1502.03167, section 3.
 #pragma once
 
@@ -14,7 +15,7 @@
 namespace spos {
 namespace {
 
-constexpr int64_t rows_in_block = 16;
+constexpr int64_t rows_in_block(int64_t channels) { return channels <= 64 ? 16 : channels <= 160 ? 8 : 4; }
 
 template <class V, bool Full>
 SPOS_INLINE typename V::Value load_some(const typename V::Scalar* from, int count) {
@@ -45,8 +46,9 @@ SPOS_INLINE void for_vectors(int64_t channels, const Visit& visit) {
 // Calls visit(first row, end row, channel, count, full) for blocks of rows and, within them, vectors of channels.
 template <class V, typename Visit>
 SPOS_INLINE void for_blocks(int64_t rows, int64_t channels, const Visit& visit) {
-    for (int64_t first = 0; first < rows; first += rows_in_block) {
-        const int64_t end = first + rows_in_block < rows ? first + rows_in_block : rows;
+    const int64_t most = rows_in_block(channels);
+    for (int64_t first = 0; first < rows; first += most) {
+        const int64_t end = first + most < rows ? first + most : rows;
         for_vectors<V>(channels,
                        [&](int64_t channel, int count, auto full) { visit(first, end, channel, count, full); });
     }
