@@ -107,8 +107,13 @@ def is_plain(*tensors: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
-        and all(type(t) in _PLAIN_TYPES and not t.is_neg() for t in tensors)
+        and all(map(is_plain_tensor, tensors))
     )
+
+
+def is_plain_tensor(tensor: Tensor) -> bool:
+    """Whether this is no subclass and has no negative bit, which is what `is_plain` asks of each tensor."""
+    return type(tensor) in _PLAIN_TYPES and not tensor.is_neg()
 
 
 def is_transformed() -> bool:

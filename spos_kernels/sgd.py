@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import ISA, is_plain, threads_for
+from spos_kernels.backends import ISA, is_plain, is_plain_tensor, threads_for
 from spos_kernels.gradient_sink import Extent, GradientSink
 
 __all__ = ["SGD"]
@@ -75,16 +75,21 @@ class SGD(torch.optim.Optimizer):
                 loss = closure()
         updates: list[tuple[Any, ...]] = []
         elements = 0
+        direct = is_plain()
         for group in self.param_groups:
             factors = (float(group["lr"]), group["momentum"], group["weight_decay"], group["nesterov"])
             for parameter in group["params"]:
+                if self._sink is None and parameter.grad is None:
+                    continue  # most of a supernet's, in every step
                 gradient, extents = self._gradient(parameter)
                 if gradient is None:
                     continue
                 buffer = self._buffer(parameter) if group["momentum"] else None
+                native = direct and is_plain_tensor(parameter) and is_plain_tensor(gradient)
+                native = native and gradient.stride() == parameter.stride()
                 for extent in extents:
-                    layout = _runs(parameter, extent)
-                    if layout is None or not is_plain(parameter, gradient) or gradient.stride() != parameter.stride():
+                    layout = _runs(parameter, extent) if native else None
+                    if layout is None:
                         _reference_update(parameter, gradient, buffer, extent, *factors)
                     else:
                         updates.append((parameter, gradient, buffer, *layout, *factors))
@@ -115,9 +120,11 @@ class SGD(torch.optim.Optimizer):
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         buffer: Tensor | None = self.state[parameter].get("momentum_buffer")
+        if buffer is not None and buffer.stride() == parameter.stride():
+            return buffer
         if buffer is None:
             buffer = torch.zeros_like(parameter)
-        elif buffer.stride() != parameter.stride():  # of a module that moved to another layout, or from a state_dict
+        else:  # of a module that moved to another layout, or from a state_dict
             buffer = torch.empty_like(parameter).copy_(buffer)
         self.state[parameter]["momentum_buffer"] = buffer
         return buffer
