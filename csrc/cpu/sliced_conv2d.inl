@@ -18,27 +18,6 @@
 namespace spos {
 namespace {
 
-// `rows` runs of `length` elements. Short ones of whole vectors, the common case, are unrolled.
-template <class V, int Vectors>
-SPOS_INLINE void copy_vectors(const typename V::Scalar* from, int64_t from_stride, typename V::Scalar* to,
-                              int64_t to_stride, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r, from += from_stride, to += to_stride) {
-        SPOS_UNROLL
-        for (int i = 0; i < Vectors; ++i) V::store(to + i * V::lanes, V::load(from + i * V::lanes));
-    }
-}
-
-template <class V>
-void copy_runs(const typename V::Scalar* from, int64_t from_stride, typename V::Scalar* to, int64_t to_stride,
-               int64_t rows, int64_t length) {
-    if (length == V::lanes) return copy_vectors<V, 1>(from, from_stride, to, to_stride, rows);
-    if (length == 2 * V::lanes) return copy_vectors<V, 2>(from, from_stride, to, to_stride, rows);
-    if (length == 3 * V::lanes) return copy_vectors<V, 3>(from, from_stride, to, to_stride, rows);
-    if (length == 4 * V::lanes) return copy_vectors<V, 4>(from, from_stride, to, to_stride, rows);
-    if (length == 6 * V::lanes) return copy_vectors<V, 6>(from, from_stride, to, to_stride, rows);
-    for (int64_t r = 0; r < rows; ++r) copy_run<V>(to + r * to_stride, from + r * from_stride, length);
-}
-
 // Columns [first, end) of one row of the destination and one row of taps, from a row of the source.
 template <class V>
 void gather_row(const Gather<typename V::Scalar>& call, const typename V::Scalar* source, int64_t first, int64_t end,
@@ -240,7 +219,11 @@ void scatter_dealt(const ScatterWeight<typename V::Scalar>& call, const typename
         typename V::Scalar* const at = to + j * call.stride_c;
         typename V::Value gradient = V::load(turned + j * V::lanes);
         if (call.accumulate) gradient = V::add(gradient, V::load_first(at, call.taps));
-        V::store_first(at, gradient, call.taps);
+        // A whole vector is stored faster, and what it writes too much the next ones overwrite.
+        if (!call.accumulate && (count - j) * call.taps >= V::lanes)
+            V::store(at, gradient);
+        else
+            V::store_first(at, gradient, call.taps);
     }
 }
 

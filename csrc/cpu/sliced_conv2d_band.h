@@ -54,6 +54,10 @@ struct Band {
         const int64_t end = (block.end - 1) * rows.step + rows.start + rows.taps;
         return std::max<int64_t>(std::min(end, height) - first_row(block), 0);
     }
+    // Of three taps, the first pixel of a row has one in front of the map and the last one behind it.
+    bool has_edges() const {
+        return columns.taps == 3 && columns.step == 1 && columns.start == -1 && columns.count == width && width > 1;
+    }
     int64_t image_pixels(const PixelBlocks::Block& block) const { return row_count(block) * pitch; }
     // Of the largest block.
     int64_t most_pixels(const PixelBlocks& blocks) const {

@@ -71,6 +71,7 @@ struct DirectRows {
     int64_t band_row, band_pixel, height;
     Window rows;
     int64_t first, end, count;  // destination rows, and pixels of a row
+    bool edges;                 // Band::has_edges
     int64_t k;                  // taps of a row times channels: adjacent in the band
     const T* packed;            // [(tap, channel), n], n at most two vectors
     int64_t n;
@@ -88,6 +89,7 @@ struct DirectWgrad {
     const T* x;       // a padded band: source row `x_first` of the first image
     int64_t x_first, x_image, x_row, x_pixel, height;
     Window rows, columns;
+    bool edges;                         // Band::has_edges
     int64_t images, first, end, count;  // destination rows, and pixels of a row
     T* sums;
     int64_t sums_row, sums_tap;

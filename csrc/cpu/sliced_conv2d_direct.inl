@@ -2,8 +2,8 @@
 //
 // Shapes    A band of the source [rows, pitch, channels], zero columns at its borders, in blocks of channels that lie
 //           one after the other; a block's packed weight [(tap, channel), n]; destination pixels in place.
-// Work      taps * channels * n multiply-adds a pixel. Taps that look above or below the map are left out; those beside
-//           it meet zeros: 2 / (3 * width) of a 3 x 3 window's.
+// Work      taps * channels * n multiply-adds a pixel. Taps that look above or below the map are left out. Those beside
+//           it meet zeros, but for 3 x 3 windows on narrow maps, where they would be up to a tenth of all.
 // Method    Direct convolution as in Georganas et al., "Anatomy of High-Performance Deep Learning Convolutions on SIMD
 //           Architectures" (2018): the register tile is pixels of one row times vectors of channels, and all taps of a
 //           block of channels are added up in it. The window's taps of one row are adjacent in the band, so each row
@@ -50,8 +50,56 @@ SPOS_INLINE void zero_run(typename V::Scalar* to, int64_t count) {
     if (rest) V::store_first(to + i, V::zero(), rest);
 }
 
-// Pixels of one row, from `a` on; `rows` rows of taps, whose part of the weight begins at b.
-template <class V, int MR, int NV, bool Full>
+// `rows` runs of `length` elements. Short ones of whole vectors, the common case, are unrolled.
+template <class V, int Vectors>
+SPOS_INLINE void copy_vectors(const typename V::Scalar* from, int64_t from_stride, typename V::Scalar* to,
+                              int64_t to_stride, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r, from += from_stride, to += to_stride) {
+        SPOS_UNROLL
+        for (int i = 0; i < Vectors; ++i) V::store(to + i * V::lanes, V::load(from + i * V::lanes));
+    }
+}
+
+template <class V>
+void copy_runs(const typename V::Scalar* from, int64_t from_stride, typename V::Scalar* to, int64_t to_stride,
+               int64_t rows, int64_t length) {
+    if (length == V::lanes) return copy_vectors<V, 1>(from, from_stride, to, to_stride, rows);
+    if (length == 2 * V::lanes) return copy_vectors<V, 2>(from, from_stride, to, to_stride, rows);
+    if (length == 3 * V::lanes) return copy_vectors<V, 3>(from, from_stride, to, to_stride, rows);
+    if (length == 4 * V::lanes) return copy_vectors<V, 4>(from, from_stride, to, to_stride, rows);
+    if (length == 6 * V::lanes) return copy_vectors<V, 6>(from, from_stride, to, to_stride, rows);
+    for (int64_t r = 0; r < rows; ++r) copy_run<V>(to + r * to_stride, from + r * from_stride, length);
+}
+
+// Adds k elements of the windows of the pixels First .. Last - 1 to their sums.
+template <class V, int First, int Last, int MR, int NV>
+SPOS_INLINE void add_pixels(const typename V::Scalar* a, int64_t a_m, const typename V::Scalar* b, int64_t k,
+                            typename V::Value (&sum)[MR][NV]) {
+    using T = typename V::Scalar;
+    using Value = typename V::Value;
+    // Three pixels a pointer: see gemm.inl.
+    constexpr int pointers = (MR + 2) / 3;
+    const T* at[pointers];
+    SPOS_UNROLL
+    for (int i = 0; i < pointers; ++i) at[i] = a + 3 * i * a_m;
+    for (int64_t index = 0; index < k; ++index, b += NV * V::lanes) {
+        Value column[NV];
+        SPOS_UNROLL
+        for (int j = 0; j < NV; ++j) column[j] = V::load(b + j * V::lanes);
+        SPOS_UNROLL
+        for (int r = First; r < Last; ++r) {
+            const Value value = V::broadcast(at[r / 3] + r % 3 * a_m);
+            SPOS_UNROLL
+            for (int j = 0; j < NV; ++j) sum[r][j] = V::multiply_add(value, column[j], sum[r][j]);
+        }
+        SPOS_UNROLL
+        for (int i = 0; i < pointers; ++i) ++at[i];
+    }
+}
+
+// Pixels of one row, from `a` on; `rows` rows of taps, whose part of the weight begins at b. Edges: the whole row, of
+// windows of three taps, of which the first looks at the zeros in front of it and the last at those behind it.
+template <class V, int MR, int NV, bool Full, bool Edges>
 void direct_tile(const DirectRows<typename V::Scalar>& call, const typename V::Scalar* a, int64_t rows,
                  const typename V::Scalar* b, typename V::Scalar* c, const typename V::Scalar* bias, int count) {
     using T = typename V::Scalar;
@@ -65,24 +113,15 @@ void direct_tile(const DirectRows<typename V::Scalar>& call, const typename V::S
             sum[r][j] = call.accumulate ? load_columns<V, Full>(c + r * c_m + j * V::lanes, count) : V::zero();
     }
     for (int64_t row = 0; row < rows; ++row, a += call.band_row) {
-        // Three pixels a pointer: see gemm.inl.
-        constexpr int pointers = (MR + 2) / 3;
-        const T* at[pointers];
-        SPOS_UNROLL
-        for (int i = 0; i < pointers; ++i) at[i] = a + 3 * i * a_m;
-        for (int64_t k = 0; k < call.k; ++k, b += NV * V::lanes) {
-            Value column[NV];
-            SPOS_UNROLL
-            for (int j = 0; j < NV; ++j) column[j] = V::load(b + j * V::lanes);
-            SPOS_UNROLL
-            for (int r = 0; r < MR; ++r) {
-                const Value value = V::broadcast(at[r / 3] + r % 3 * a_m);
-                SPOS_UNROLL
-                for (int j = 0; j < NV; ++j) sum[r][j] = V::multiply_add(value, column[j], sum[r][j]);
-            }
-            SPOS_UNROLL
-            for (int i = 0; i < pointers; ++i) ++at[i];
+        if constexpr (Edges) {
+            const int64_t k = call.k / 3, size = k * NV * V::lanes;
+            add_pixels<V, 1, MR>(a, a_m, b, k, sum);
+            add_pixels<V, 0, MR>(a + k, a_m, b + size, k, sum);
+            add_pixels<V, 0, MR - 1>(a + 2 * k, a_m, b + 2 * size, k, sum);
+        } else {
+            add_pixels<V, 0, MR>(a, a_m, b, call.k, sum);
         }
+        b += call.k * NV * V::lanes;
     }
     if (bias) {
         SPOS_UNROLL
@@ -104,9 +143,9 @@ using DirectTile = void (*)(const DirectRows<typename V::Scalar>&, const typenam
                             const typename V::Scalar*, typename V::Scalar*, const typename V::Scalar*, int);
 
 // The tile of i + 1 pixels at index i.
-template <class V, int NV, bool Full, int... Index>
+template <class V, int NV, bool Full, bool Edges, int... Index>
 constexpr std::array<DirectTile<V>, sizeof...(Index)> direct_tiles(std::integer_sequence<int, Index...>) {
-    return {direct_tile<V, Index + 1, NV, Full>...};
+    return {direct_tile<V, Index + 1, NV, Full, Edges>...};
 }
 
 // All rows for one panel of columns.
@@ -114,8 +153,11 @@ template <class V, int NV, bool Full>
 void direct_panel(const DirectRows<typename V::Scalar>& call, int64_t column, int count) {
     using T = typename V::Scalar;
     constexpr int most = direct_pixels<V>(NV);
-    static constexpr auto tiles = direct_tiles<V, NV, Full>(std::make_integer_sequence<int, most>{});
+    constexpr std::make_integer_sequence<int, most> sizes{};
+    static constexpr auto inner = direct_tiles<V, NV, Full, false>(sizes),
+                          whole = direct_tiles<V, NV, Full, true>(sizes);
     const int64_t taps = call.rows.taps, segments = (call.count + most - 1) / most;
+    const auto& tiles = call.edges && segments == 1 ? whole : inner;
     const T* const packed = call.packed + column * taps * call.k;
     const T* const bias = call.bias ? call.bias + column : nullptr;
     for (int64_t row = call.first; row < call.end; ++row) {
@@ -145,28 +187,44 @@ void direct_rows(const DirectRows<typename V::Scalar>& call) {
 template <class V>
 void direct_fill(const DirectFill<typename V::Scalar>& call) {
     using T = typename V::Scalar;
+    // Columns of the band that lie in the map.
+    const int64_t first = std::clamp<int64_t>(-call.start, 0, call.pitch);
+    const int64_t end = std::clamp<int64_t>(call.width - call.start, first, call.pitch);
     for (int64_t row = 0; row < call.rows; ++row) {
-        for (int64_t column = 0; column < call.pitch; ++column) {
-            const int64_t at = column + call.start;
-            const bool inside = static_cast<uint64_t>(at) < static_cast<uint64_t>(call.width);
-            const T* const from = call.source + row * call.source_row + (inside ? at * call.source_pixel : 0);
-            T* plane = call.to;
-            for (int64_t c = 0; c < call.channels; c += call.block, plane += call.block * call.pixels) {
-                const int64_t count = std::min(call.block, call.channels - c), size = call.padded ? call.block : count;
-                T* const to = plane + (call.first + row * call.pitch + column) * size;
-                if (!inside) {
-                    zero_run<V>(to, size);
-                    continue;
-                }
-                copy_run<V>(to, from + c, count);
-                if (count < size) zero_run<V>(to + count, size - count);
-            }
+        const T* const from = call.source + row * call.source_row + (call.start + first) * call.source_pixel;
+        T* plane = call.to;
+        for (int64_t c = 0; c < call.channels; c += call.block, plane += call.block * call.pixels) {
+            const int64_t count = std::min(call.block, call.channels - c), size = call.padded ? call.block : count;
+            T* const to = plane + (call.first + row * call.pitch) * size;
+            zero_run<V>(to, first * size);
+            zero_run<V>(to + end * size, (call.pitch - end) * size);
+            if (count < size) zero_run<V>(to + first * size, (end - first) * size);
+            if (call.source_pixel == count && count == size)
+                copy_run<V>(to + first * size, from, (end - first) * size);
+            else
+                copy_runs<V>(from + c, call.source_pixel, to + first * size, size, end - first, count);
         }
     }
 }
 
-// Some output channels, from sums on; NV taps of one row, from those of x on; the destination rows [first, end).
-template <class V, int MR, int NV>
+// Adds the products of one pixel for the taps First .. Last - 1.
+template <class V, int First, int Last, int MR, int NV>
+SPOS_INLINE void add_taps(const typename V::Scalar* a, const typename V::Scalar* b, typename V::Value (&sum)[MR][NV]) {
+    using Value = typename V::Value;
+    Value column[NV];
+    SPOS_UNROLL
+    for (int j = First; j < Last; ++j) column[j] = V::load(b + j * V::lanes);
+    SPOS_UNROLL
+    for (int r = 0; r < MR; ++r) {
+        const Value value = V::broadcast(a + r);
+        SPOS_UNROLL
+        for (int j = First; j < Last; ++j) sum[r][j] = V::multiply_add(value, column[j], sum[r][j]);
+    }
+}
+
+// Some output channels, from sums on; NV taps of one row, from those of x on; the destination rows [first, end). Edges:
+// all taps are three, the first of which looks at the zeros in front of a row and the last at those behind it.
+template <class V, int MR, int NV, bool Edges = false>
 void wgrad_tile(const DirectWgrad<typename V::Scalar>& call, const typename V::Scalar* x, int64_t first, int64_t end,
                 typename V::Scalar* sums) {
     using T = typename V::Scalar;
@@ -182,17 +240,15 @@ void wgrad_tile(const DirectWgrad<typename V::Scalar>& call, const typename V::S
         for (int64_t row = first; row < end; ++row) {
             const T* a = call.dy + ((image * (call.end - call.first) + row - call.first) * call.count) * MR;
             const T* b = x + image * call.x_image + (row - first) * call.rows.step * call.x_row;
-            for (int64_t pixel = 0; pixel < call.count; ++pixel, a += MR, b += call.x_pixel) {
-                Value column[NV];
-                SPOS_UNROLL
-                for (int j = 0; j < NV; ++j) column[j] = V::load(b + j * V::lanes);
-                SPOS_UNROLL
-                for (int r = 0; r < MR; ++r) {
-                    const Value value = V::broadcast(a + r);
-                    SPOS_UNROLL
-                    for (int j = 0; j < NV; ++j) sum[r][j] = V::multiply_add(value, column[j], sum[r][j]);
-                }
+            int64_t pixels = call.count;
+            if constexpr (Edges) {
+                add_taps<V, 1, NV>(a, b, sum);
+                pixels -= 2;
+                a += MR;
+                b += call.x_pixel;
             }
+            for (int64_t pixel = 0; pixel < pixels; ++pixel, a += MR, b += call.x_pixel) add_taps<V, 0, NV>(a, b, sum);
+            if constexpr (Edges) add_taps<V, 0, NV - 1>(a, b, sum);
         }
     }
     SPOS_UNROLL
@@ -223,7 +279,10 @@ void wgrad_taps(const DirectWgrad<typename V::Scalar>& call) {
                 wgrad_tile<V, MR, 2>(call, from, first, end, to);
                 ++w;
             } else {
-                wgrad_tile<V, MR, wgrad_vectors>(call, from, first, end, to);
+                if (call.edges)
+                    wgrad_tile<V, MR, wgrad_vectors, true>(call, from, first, end, to);
+                else
+                    wgrad_tile<V, MR, wgrad_vectors>(call, from, first, end, to);
                 w += 2;
             }
             ++w;

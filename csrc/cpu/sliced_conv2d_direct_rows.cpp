@@ -92,6 +92,7 @@ class Direct {
         call.band_first = plan_.band.first_row(pixels);
         call.height = product_.source.height;
         call.rows = product_.rows;
+        call.edges = plan_.band.has_edges();
         call.first = pixels.first;
         call.end = pixels.end;
         call.count = product_.columns.count;

@@ -93,6 +93,7 @@ class DirectWgradTasks {
         call.height = shape_.in_height;
         call.rows = band.rows;
         call.columns = band.columns;
+        call.edges = band.has_edges();
         call.images = pixels.images;
         call.first = pixels.first;
         call.end = pixels.end;
