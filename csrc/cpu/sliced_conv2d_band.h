@@ -19,7 +19,9 @@ struct PixelBlocks {
 
     // About `target` pixels a block.
     PixelBlocks(int64_t batch, int64_t height, int64_t width, int64_t target) : batch(batch), height(height) {
-        images = std::clamp<int64_t>(target / (height * width), 1, std::max<int64_t>(batch, 1));
+        const int64_t fit = std::clamp<int64_t>(target / (height * width), 1, std::max<int64_t>(batch, 1));
+        images = ceil_div(batch, std::max<int64_t>(ceil_div(batch, fit), 1));  // as many in each block
+        images = std::max<int64_t>(images, 1);
         per_image = images > 1 ? 1 : ceil_div(height, std::clamp<int64_t>(target / width, 1, height));
         rows = ceil_div(height, per_image);
         per_image = ceil_div(height, rows);

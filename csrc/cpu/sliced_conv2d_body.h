@@ -84,9 +84,10 @@ struct DirectRows {
 // sums[o][tap][c] (+)= over pixels, dy[pixel, o] * x[window[tap], c], for one vector of channels c.
 template <typename T>
 struct DirectWgrad {
-    const T* dy;      // [image, row, pixel, outputs] dense
+    const T* dy;      // row `first` of the first image, outputs adjacent
     int64_t outputs;  // at most `wgrad_rows`
-    const T* x;       // a padded band: source row `x_first` of the first image
+    int64_t dy_image, dy_row, dy_pixel;
+    const T* x;  // a padded band: source row `x_first` of the first image
     int64_t x_first, x_image, x_row, x_pixel, height;
     Window rows, columns;
     bool edges;                         // Band::has_edges

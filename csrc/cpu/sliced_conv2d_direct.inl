@@ -238,16 +238,17 @@ void wgrad_tile(const DirectWgrad<typename V::Scalar>& call, const typename V::S
     }
     for (int64_t image = 0; image < call.images; ++image) {
         for (int64_t row = first; row < end; ++row) {
-            const T* a = call.dy + ((image * (call.end - call.first) + row - call.first) * call.count) * MR;
+            const T* a = call.dy + image * call.dy_image + (row - call.first) * call.dy_row;
             const T* b = x + image * call.x_image + (row - first) * call.rows.step * call.x_row;
             int64_t pixels = call.count;
             if constexpr (Edges) {
                 add_taps<V, 1, NV>(a, b, sum);
                 pixels -= 2;
-                a += MR;
+                a += call.dy_pixel;
                 b += call.x_pixel;
             }
-            for (int64_t pixel = 0; pixel < pixels; ++pixel, a += MR, b += call.x_pixel) add_taps<V, 0, NV>(a, b, sum);
+            for (int64_t pixel = 0; pixel < pixels; ++pixel, a += call.dy_pixel, b += call.x_pixel)
+                add_taps<V, 0, NV>(a, b, sum);
             if constexpr (Edges) add_taps<V, 0, NV - 1>(a, b, sum);
         }
     }

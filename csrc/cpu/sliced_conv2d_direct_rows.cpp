@@ -41,9 +41,11 @@ class Direct {
         });
         parallel_for(packs * blocks, threads, [this, blocks](int64_t begin, int64_t end, int slot) {
             int64_t filled = -1;
-            for (int64_t task = begin; task < end; ++task) {  // columns fastest: they meet the same band
-                const int64_t chunk = task % plan_.n.chunks, rest = task / plan_.n.chunks;
-                const int64_t block = rest % blocks, group = rest / blocks;
+            for (int64_t task = begin; task < end; ++task) {
+                // Columns fastest, which meet the same band, unless that would fetch the weight from afar every time.
+                const int64_t group = task / (plan_.n.chunks * blocks), rest = task % (plan_.n.chunks * blocks);
+                const int64_t chunk = plan_.heavy ? rest / blocks : rest % plan_.n.chunks;
+                const int64_t block = plan_.heavy ? rest % blocks : rest / plan_.n.chunks;
                 const T* const packed = scratch_.packed + (group * plan_.n.chunks + chunk) * scratch_.packed_size;
                 multiply(group, block, chunk, packed, slot, filled);
             }

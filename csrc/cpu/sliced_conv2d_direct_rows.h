@@ -12,9 +12,10 @@ namespace spos {
 // By the shape (and the vectors of the instruction set) alone.
 struct DirectPlan {
     Band band;
-    int64_t k_block;  // channels whose weight, for two vectors of columns, takes about half of L1
+    int64_t k_block;  // channels whose weight, for two vectors of columns, is about as large as L1
     Cut n;            // in panels of two vectors
     bool packs;       // every task packs its own columns, and does all pixels
+    bool heavy;       // the weight does not fit into L2: all pixels pass by one chunk of columns, then by the next
     PixelBlocks blocks;
 
     template <typename T>
@@ -22,17 +23,20 @@ struct DirectPlan {
         : band(product.rows, product.columns, product.source.height, product.source.width),
           blocks(product.batch, product.rows.count, product.columns.count, 1) {
         const int64_t panel = 2 * lanes, panels = ceil_div(product.n, panel);
-        constexpr int64_t block_bytes = 18 << 10, least_channels = 8;
-        const int64_t channels = block_bytes / (product.taps() * panel * static_cast<int64_t>(sizeof(T)));
-        k_block = std::max(power_of_two(channels), least_channels);
+        constexpr int64_t size = sizeof(T), block_bytes = 37 << 10, least_channels = 8;
+        k_block = std::max(power_of_two(block_bytes / (product.taps() * panel * size)), least_channels);
         // With few pixels the weight is most of the memory that is met: a panel is packed, used and forgotten.
-        constexpr int64_t few_pixels = 512, least_panels = 4, least_block = 96, most_block = 224;
-        const int64_t pixels = product.pixels();
+        constexpr int64_t few_pixels = 512, least_panels = 4, half_l2 = 512 << 10;
+        const int64_t pixels = product.pixels(), b_bytes = product.n * product.depth() * size;
         packs = pixels <= few_pixels && panels * product.groups >= least_panels;
+        heavy = !packs && b_bytes > half_l2;
+        const int64_t least_block = heavy ? 200 : 96, most_block = 448;
         const int64_t target = packs ? few_pixels : std::clamp<int64_t>(pixels / enough_tasks, least_block, most_block);
         blocks = PixelBlocks(product.batch, product.rows.count, product.columns.count, target);
         const int64_t tasks = std::max<int64_t>(blocks.count * product.groups, 1);
-        n = cut(product.n, 1, packs ? panels : std::min(panels, ceil_div(enough_tasks, tasks)), panel);
+        const int64_t chunks = std::max(ceil_div(enough_tasks, tasks), heavy ? ceil_div(b_bytes, half_l2) : 1);
+        const int64_t chunk = packs ? 1 : std::max<int64_t>(panels / chunks, 1);  // panels: as many in each
+        n = cut(product.n, 1, ceil_div(panels, chunk), panel);
     }
 };
 

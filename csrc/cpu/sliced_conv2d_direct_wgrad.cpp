@@ -58,7 +58,6 @@ class DirectWgradTasks {
 
     void run_task(int64_t part, const Tile& tile, int slot) const {
         T* const x = scratch_.x + slot * scratch_.x_size;
-        T* const dy = scratch_.dy + slot * scratch_.dy_size;
         T* const sums = plan_.keeps() ? scratch_.sums + part * scratch_.part_size + tile.index * scratch_.sums_size
                                       : scratch_.sums + slot * scratch_.sums_size;
         for (int64_t block = plan_.parts.begin(part); block < plan_.parts.end(part); ++block) {
@@ -66,19 +65,22 @@ class DirectWgradTasks {
             Map<const T> from = x_;
             from.data += tile.group * shape_.in_channels + tile.i;
             plan_.band.fill(body_, from, pixels, tile.inputs, plan_.lanes, true, x);
-            fill_dy(tile, pixels, dy);
-            add_block(tile, pixels, x, dy, sums, block > plan_.parts.begin(part));
+            add_block(tile, pixels, x, dy_of(tile, pixels, slot), sums, block > plan_.parts.begin(part));
         }
         if (!plan_.keeps()) deal_out(tile, sums, 0, tile.outputs);
     }
 
-    void fill_dy(const Tile& tile, const PixelBlocks::Block& pixels, T* to) const {
+    // dy itself, or a copy in tiles.
+    const T* dy_of(const Tile& tile, const PixelBlocks::Block& pixels, int slot) const {
         const int64_t rows = pixels.end - pixels.first, size = rows * shape_.out_width;
+        const T* const first =
+            dy_.data + pixels.first * dy_.h + pixels.image * dy_.n + tile.group * shape_.out_channels + tile.o;
+        if (plan_.dy_in_place) return first;
+        T* const to = scratch_.dy + slot * scratch_.dy_size;
         for (int64_t image = 0; image < pixels.images; ++image)
-            body_.direct_fill({dy_.data + (pixels.image + image) * dy_.n + pixels.first * dy_.h +
-                                   tile.group * shape_.out_channels + tile.o,
-                               dy_.h, dy_.w, shape_.out_width, rows, shape_.out_width, 0, tile.outputs,
-                               body_.wgrad_rows, false, to, pixels.images * size, image * size});
+            body_.direct_fill({first + image * dy_.n, dy_.h, dy_.w, shape_.out_width, rows, shape_.out_width, 0,
+                               tile.outputs, body_.wgrad_rows, false, to, pixels.images * size, image * size});
+        return to;
     }
 
     void add_block(const Tile& tile, const PixelBlocks::Block& pixels, const T* x, const T* dy, T* sums,
@@ -101,12 +103,23 @@ class DirectWgradTasks {
         call.sums_tap = plan_.channel_stride();
         call.sums_row = plan_.taps * call.sums_tap;
         call.accumulate = accumulate;
-        const int64_t dy_pixels = pixels.images * (pixels.end - pixels.first) * shape_.out_width;
+        if (plan_.dy_in_place) {
+            call.dy_image = dy_.n;
+            call.dy_row = dy_.h;
+            call.dy_pixel = dy_.w;
+        }
+        const int64_t rows = pixels.end - pixels.first;
         for (int64_t i = 0; i < tile.inputs; i += lanes) {
             call.x = x + i * size;
             for (int64_t o = 0; o < tile.outputs; o += body_.wgrad_rows) {
-                call.dy = dy + o * dy_pixels;
                 call.outputs = std::min<int64_t>(body_.wgrad_rows, tile.outputs - o);
+                call.dy = dy + o;
+                if (!plan_.dy_in_place) {
+                    call.dy = dy + o * pixels.images * rows * call.count;
+                    call.dy_pixel = call.outputs;
+                    call.dy_row = call.count * call.outputs;
+                    call.dy_image = rows * call.dy_row;
+                }
                 call.sums = sums + o * call.sums_row + i;
                 body_.direct_wgrad(call);
             }

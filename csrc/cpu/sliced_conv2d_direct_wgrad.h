@@ -16,13 +16,16 @@ struct DirectWgradPlan {
     PixelBlocks blocks;
     Cut parts;            // of the blocks
     Cut inputs, outputs;  // in vectors of input channels, in tiles of output channels
+    bool dy_in_place;     // its pixels are near enough to be met as they are
 
     DirectWgradPlan(const SlicedConv2d& shape, int lanes, int tile_rows)
         : taps(static_cast<int64_t>(shape.kernel) * shape.kernel),
           lanes(lanes),
           band(forward_window(shape, shape.out_height), forward_window(shape, shape.out_width), shape.in_height,
                shape.in_width),
-          blocks(shape.batch, shape.out_height, shape.out_width, 224) {
+          blocks(shape.batch, shape.out_height, shape.out_width, 448) {
+        constexpr int64_t near = 32;  // elements: two lines
+        dy_in_place = shape.y_w <= near;
         // A vector of input channels that is filled up with zeros costs as much as a whole one.
         fits = taps > 1 && shape.batch > 0 && 3 * round_up(shape.in_channels, lanes) <= 4 * shape.in_channels;
         const int64_t slice = shape.groups * shape.out_channels * shape.in_channels * taps;
@@ -54,7 +57,9 @@ struct DirectWgradScratch {
 
     DirectWgradScratch(const SlicedConv2d& shape, const DirectWgradPlan& plan, void* workspace, int threads) {
         x_size = round_up(plan.band.most_pixels(plan.blocks) * plan.channel_stride(), 16);
-        dy_size = round_up(plan.blocks.images * plan.blocks.rows * shape.out_width * plan.outputs.largest(), 16);
+        dy_size = plan.dy_in_place
+                      ? 0
+                      : round_up(plan.blocks.images * plan.blocks.rows * shape.out_width * plan.outputs.largest(), 16);
         sums_size = round_up(plan.outputs.largest() * plan.taps * plan.channel_stride(), 16);
         part_size = shape.groups * plan.inputs.chunks * plan.outputs.chunks * sums_size;
         Carver carver(workspace);
