@@ -45,14 +45,16 @@ struct WgradPlan {
         const int64_t more = ceil_div(ceil_div(blocks, 2), inputs.chunks);
         outputs =
             cut(shape.out_channels, least_rows, std::max(more, ceil_div(shape.out_channels, most_rows)), rows_unit);
-        constexpr int64_t gathered = 1 << 16;  // elements
+        constexpr int64_t gathered = 1 << 15;  // elements
         const int64_t most_pixels = std::clamp<int64_t>(gathered / (taps * inputs.largest()), 64, 256);
         piece = ceil_div(parts.largest(), std::max<int64_t>(ceil_div(parts.largest(), most_pixels), 1));
         dy_stride = pixel_stride(output_map<const char>(shape, nullptr), shape.batch);
-        // Rows that are far apart would meet in the same lines of L1.
-        constexpr int64_t near = 128;
+        // Rows that are far apart meet in the same lines of L1, but where the largest power of two in their distance
+        // is no more than what a panel takes of each.
+        constexpr int64_t panel = 64;
         const int64_t stride = pixel_stride(input_map<const char>(shape, nullptr), shape.batch);
-        x_stride = taps == 1 && shape.stride == 1 && stride <= near ? stride : 0;
+        const bool spreads = stride <= 2 * panel || (stride & -stride) <= panel;
+        x_stride = taps == 1 && shape.stride == 1 && spreads ? stride : 0;
     }
 
     bool keeps() const { return parts.chunks > 1; }  // every part keeps its sums until all are complete
