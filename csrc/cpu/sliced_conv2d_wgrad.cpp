@@ -161,7 +161,8 @@ class Wgrad {
             }
             if (plan_.x_stride) {
                 call.b = x.data + first * plan_.x_stride;
-                ask_for(call.b, call.k, plan_.x_stride, call.n);
+                constexpr int64_t long_row = 64;  // elements; shorter ones lie together, and are a stream as they are
+                if (plan_.x_stride > long_row) ask_for(call.b, call.k, plan_.x_stride, call.n);
             } else if (gathered != windows || call.k < plan_.parts.end(part) - plan_.parts.begin(part)) {
                 body_.gather({x, forward_window(shape_, shape_.out_height), forward_window(shape_, shape_.out_width),
                               inputs, first, last, window, scratch_.window_stride});
