@@ -13,46 +13,10 @@
 
 #include "cpu/gemm.inl"
 #include "cpu/sliced_conv2d_body.h"
+#include "cpu/sliced_conv2d_direct.inl"
 
 namespace spos {
 namespace {
-
-template <class V>
-SPOS_INLINE void copy_run(typename V::Scalar* to, const typename V::Scalar* from, int64_t count) {
-    int64_t i = 0;
-    for (; i + V::lanes <= count; i += V::lanes) V::store(to + i, V::load(from + i));
-    const int rest = static_cast<int>(count - i);
-    if (rest) V::store_first(to + i, V::load_first(from + i, rest), rest);
-}
-
-template <class V>
-SPOS_INLINE void zero_run(typename V::Scalar* to, int64_t count) {
-    int64_t i = 0;
-    for (; i + V::lanes <= count; i += V::lanes) V::store(to + i, V::zero());
-    const int rest = static_cast<int>(count - i);
-    if (rest) V::store_first(to + i, V::zero(), rest);
-}
-
-// `rows` runs of `length` elements. Short ones of whole vectors, the common case, are unrolled.
-template <class V, int Vectors>
-SPOS_INLINE void copy_vectors(const typename V::Scalar* from, int64_t from_stride, typename V::Scalar* to,
-                              int64_t to_stride, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r, from += from_stride, to += to_stride) {
-        SPOS_UNROLL
-        for (int i = 0; i < Vectors; ++i) V::store(to + i * V::lanes, V::load(from + i * V::lanes));
-    }
-}
-
-template <class V>
-void copy_runs(const typename V::Scalar* from, int64_t from_stride, typename V::Scalar* to, int64_t to_stride,
-               int64_t rows, int64_t length) {
-    if (length == V::lanes) return copy_vectors<V, 1>(from, from_stride, to, to_stride, rows);
-    if (length == 2 * V::lanes) return copy_vectors<V, 2>(from, from_stride, to, to_stride, rows);
-    if (length == 3 * V::lanes) return copy_vectors<V, 3>(from, from_stride, to, to_stride, rows);
-    if (length == 4 * V::lanes) return copy_vectors<V, 4>(from, from_stride, to, to_stride, rows);
-    if (length == 6 * V::lanes) return copy_vectors<V, 6>(from, from_stride, to, to_stride, rows);
-    for (int64_t r = 0; r < rows; ++r) copy_run<V>(to + r * to_stride, from + r * from_stride, length);
-}
 
 // Columns [first, end) of one row of the destination and one row of taps, from a row of the source.
 template <class V>
@@ -246,7 +210,7 @@ void scatter_dealt(const ScatterWeight<typename V::Scalar>& call, const typename
     typename V::Value rows[V::lanes];
     SPOS_UNROLL
     for (int tap = 0; tap < V::lanes; ++tap)
-        rows[tap] = tap < call.taps ? sum_of_parts<V>(call, from + tap * call.channels, count) : V::zero();
+        rows[tap] = tap < call.taps ? sum_of_parts<V>(call, from + tap * call.channel_stride, count) : V::zero();
     transpose<V>(rows);
     typename V::Scalar turned[V::lanes * V::lanes];
     SPOS_UNROLL
@@ -255,7 +219,11 @@ void scatter_dealt(const ScatterWeight<typename V::Scalar>& call, const typename
         typename V::Scalar* const at = to + j * call.stride_c;
         typename V::Value gradient = V::load(turned + j * V::lanes);
         if (call.accumulate) gradient = V::add(gradient, V::load_first(at, call.taps));
-        V::store_first(at, gradient, call.taps);
+        // A whole vector is stored faster, and what it writes too much the next ones overwrite.
+        if (!call.accumulate && (count - j) * call.taps >= V::lanes)
+            V::store(at, gradient);
+        else
+            V::store_first(at, gradient, call.taps);
     }
 }
 
@@ -265,7 +233,7 @@ void scatter_weight(const ScatterWeight<typename V::Scalar>& call) {
     bool deal = call.stride_c == call.taps && call.taps > 1 && call.taps <= V::lanes;
     for (int tap = 0; tap < call.taps; ++tap) deal = deal && call.offset[tap] == tap;
     for (int64_t o = call.first_row; o < call.end_row; ++o) {
-        const T* const row = call.partial + o * call.taps * call.channels;
+        const T* const row = call.partial + o * call.taps * call.channel_stride;
         T* const to = call.dweight + o * call.stride_o;
         for (int64_t c = 0; c < call.channels; c += V::lanes) {
             const int count = static_cast<int>(call.channels - c < V::lanes ? call.channels - c : V::lanes);
@@ -274,7 +242,7 @@ void scatter_weight(const ScatterWeight<typename V::Scalar>& call) {
                 continue;
             }
             for (int tap = 0; tap < call.taps; ++tap) {
-                typename V::Value sum = sum_of_parts<V>(call, row + tap * call.channels + c, count);
+                typename V::Value sum = sum_of_parts<V>(call, row + tap * call.channel_stride + c, count);
                 T* const at = to + call.offset[tap] + c * call.stride_c;
                 if (call.stride_c == 1) {
                     if (call.accumulate) sum = V::add(sum, V::load_first(at, count));
@@ -294,7 +262,8 @@ void scatter_weight(const ScatterWeight<typename V::Scalar>& call) {
 
 template <class V>
 SlicedConv2dBody<typename V::Scalar> make_sliced_conv2d_body() {
-    return {gather<V>, copy_runs<V>, pack_weight<V>, scatter_weight<V>};
+    return {gather<V>,      copy_runs<V>,   pack_weight<V>,  scatter_weight<V>,
+            direct_fill<V>, direct_rows<V>, direct_wgrad<V>, wgrad_rows<V>};
 }
 
 }  // namespace

@@ -1,10 +1,4 @@
-// Bands of a map with zeros around it, in which a k x k convolution of stride 1 is a matrix product without im2row.
-//
-// The rows of a band lie `pitch` pixels apart in scratch, channels dense, and as many zeros follow each row as a window
-// reaches beyond it; those in front of a row are the ones behind the row before. The pixels of one row of taps are then
-// adjacent, pixel after pixel and row after row: A[m, (tap, c)] = band[m * channels + tap * channels + c] for m counted
-// through the whole band, where every row ends in `pitch` - count results too many. Each element is copied once, not
-// once a tap.
+// Bands of a map with zero columns beside it, in which the direct kernels convolve; blocks of destination pixels.
 #pragma once
 
 #include <algorithm>
@@ -14,49 +8,73 @@
 
 namespace spos {
 
-struct Band {
-    int64_t height = 0;  // destination rows; 0: bands do not pay for this shape
-    int64_t pitch = 0, left = 0, per_image = 0;
+// Destination pixels in blocks: some rows of one image, or some whole images.
+struct PixelBlocks {
+    int64_t batch, height;
+    int64_t images, rows, per_image, count;
 
-    Band() = default;
+    struct Block {
+        int64_t image, images, first, end;  // the rows [first, end) of each of the images
+    };
 
-    // others: the channels on the other side of the product, on which depends what im2row costs.
-    Band(const Window& rows, const Window& columns, int64_t source_width, int64_t channels, int64_t others) {
-        const bool fits = rows.step == 1 && columns.step == 1 && columns.start <= 0 && columns.taps > 1;
-        if (!fits) return;
-        left = -columns.start;
-        const int64_t right = std::max<int64_t>(columns.count - left + columns.taps - 1 - source_width, 0);
-        pitch = source_width + std::max(left, right);
-        // im2row takes about 5 / others of the time, the results too many take this share of it.
-        constexpr int64_t im2row_cost = 5, most_depth = 1024;
-        if ((pitch - columns.count) * others >= im2row_cost * columns.count || columns.taps * channels > most_depth)
-            return;
-        constexpr int64_t pixels = 224;  // then the band and its results fit into L2
-        height = std::min(ceil_div(pixels, pitch), rows.count);
-        per_image = ceil_div(rows.count, height);
+    // About `target` pixels a block.
+    PixelBlocks(int64_t batch, int64_t height, int64_t width, int64_t target) : batch(batch), height(height) {
+        const int64_t fit = std::clamp<int64_t>(target / (height * width), 1, std::max<int64_t>(batch, 1));
+        images = ceil_div(batch, std::max<int64_t>(ceil_div(batch, fit), 1));  // as many in each block
+        images = std::max<int64_t>(images, 1);
+        per_image = images > 1 ? 1 : ceil_div(height, std::clamp<int64_t>(target / width, 1, height));
+        rows = ceil_div(height, per_image);
+        per_image = ceil_div(height, rows);
+        count = ceil_div(batch, images) * per_image;
     }
 
-    // Pixels of the product for `rows` destination rows of `count` columns.
-    int64_t products(int64_t rows, int64_t count) const { return (rows - 1) * pitch + count; }
+    Block at(int64_t index) const {
+        const int64_t image = index / per_image * images, first = index % per_image * rows;
+        return {image, std::min(images, batch - image), first, std::min(first + rows, height)};
+    }
+};
 
-    // Pixels of scratch, where the window has `taps` rows.
-    int64_t padded(int taps) const { return left + (height + taps - 1) * pitch; }
+// The source pixels that meet the windows of a block: for each image the rows inside of the map, for each row a pixel
+// for every column that a window reaches, those outside of the map zero.
+struct Band {
+    Window rows, columns;
+    int64_t height, width;  // of the source
+    int64_t pitch;          // pixels of a row
 
-    // Fills `to` for the destination rows [first, end) of image n.
+    Band() = default;
+    Band(const Window& rows, const Window& columns, int64_t height, int64_t width)
+        : rows(rows),
+          columns(columns),
+          height(height),
+          width(width),
+          pitch((columns.count - 1) * columns.step + columns.taps) {}
+
+    int64_t first_row(const PixelBlocks::Block& block) const {
+        return std::clamp<int64_t>(block.first * rows.step + rows.start, 0, height);
+    }
+    int64_t row_count(const PixelBlocks::Block& block) const {
+        const int64_t end = (block.end - 1) * rows.step + rows.start + rows.taps;
+        return std::max<int64_t>(std::min(end, height) - first_row(block), 0);
+    }
+    // Of three taps, the first pixel of a row has one in front of the map and the last one behind it.
+    bool has_edges() const {
+        return columns.taps == 3 && columns.step == 1 && columns.start == -1 && columns.count == width && width > 1;
+    }
+    int64_t image_pixels(const PixelBlocks::Block& block) const { return row_count(block) * pitch; }
+    // Of the largest block.
+    int64_t most_pixels(const PixelBlocks& blocks) const {
+        return blocks.images * std::min((blocks.rows - 1) * rows.step + rows.taps, height) * pitch;
+    }
+
+    // Blocks of `block` channels lie all images of the band apart.
     template <typename T>
-    void fill(const SlicedConv2dBody<T>& body, Map<const T> source, int64_t n, const Window& rows, int64_t channels,
-              int64_t first, int64_t end, T* to) const {
-        source.data += n * source.n;
-        const int64_t count = end - first + rows.taps - 1;
-        std::fill_n(to, left * channels, T(0));
-        body.gather({source,
-                     {count, 1, first + rows.start, 0, 1, 1, 0, 1},
-                     {pitch, 1, 0, 0, 1, 1, 0, 1},
-                     channels,
-                     0,
-                     count * pitch,
-                     to + left * channels,
-                     channels});
+    void fill(const SlicedConv2dBody<T>& body, const Map<const T>& source, const PixelBlocks::Block& pixels,
+              int64_t channels, int64_t block, bool padded, T* to) const {
+        const int64_t size = image_pixels(pixels);
+        for (int64_t image = 0; image < pixels.images; ++image)
+            body.direct_fill({source.data + (pixels.image + image) * source.n + first_row(pixels) * source.h, source.h,
+                              source.w, width, row_count(pixels), pitch, columns.start, channels, block, padded, to,
+                              pixels.images * size, image * size});
     }
 };
 

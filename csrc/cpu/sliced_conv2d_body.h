@@ -50,13 +50,60 @@ struct PackWeight {
     int64_t matrix_size;
 };
 
+// Some rows of a map in a band for the direct kernels: `pitch` columns, zeros outside of the map; blocks of `block`
+// channels, each dense [pixel, channel] and `pixels` pixels long. The last block may be narrow, or `padded` with zeros.
+template <typename T>
+struct DirectFill {
+    const T* source;  // of the first row, column 0
+    int64_t source_row, source_pixel, width;
+    int64_t rows, pitch, start;  // column 0 of the band is column `start` of the map
+    int64_t channels, block;
+    bool padded;
+    T* to;
+    int64_t pixels, first;  // the rows begin at pixel `first`
+};
+
+// Destination rows [first, end) (+)= windows of one block of channels of a band, times its packed weight.
+template <typename T>
+struct DirectRows {
+    const T* band;       // source row `band_first`
+    int64_t band_first;  // rows outside of the map, which has `height`, are not in the band and left out
+    int64_t band_row, band_pixel, height;
+    Window rows;
+    int64_t first, end, count;  // destination rows, and pixels of a row
+    bool edges;                 // Band::has_edges
+    int64_t k;                  // taps of a row times channels: adjacent in the band
+    const T* packed;            // [(tap, channel), n], n at most two vectors
+    int64_t n;
+    T* c;  // pixel 0 of row `first`
+    int64_t c_row, c_pixel;
+    bool accumulate;
+    const T* bias;
+};
+
+// sums[o][tap][c] (+)= over pixels, dy[pixel, o] * x[window[tap], c], for one vector of channels c.
+template <typename T>
+struct DirectWgrad {
+    const T* dy;      // row `first` of the first image, outputs adjacent
+    int64_t outputs;  // at most `wgrad_rows`
+    int64_t dy_image, dy_row, dy_pixel;
+    const T* x;  // a padded band: source row `x_first` of the first image
+    int64_t x_first, x_image, x_row, x_pixel, height;
+    Window rows, columns;
+    bool edges;                         // Band::has_edges
+    int64_t images, first, end, count;  // destination rows, and pixels of a row
+    T* sums;
+    int64_t sums_row, sums_tap;
+    bool accumulate;
+};
+
 // dweight[o, c, tap] (+)= sum over parts of partial[part][o][tap][c], parts in their order.
 template <typename T>
 struct ScatterWeight {
     const T* partial;
     int64_t parts, part_stride;
-    int64_t first_row, end_row;  // the o to do
-    int64_t channels;
+    int64_t first_row, end_row;        // the o to do
+    int64_t channels, channel_stride;  // channel_stride: from a tap to the next
     int taps;
     int64_t offset[most_taps];
     T* dweight;
@@ -70,6 +117,10 @@ struct SlicedConv2dBody {
     void (*copy)(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t length);
     void (*pack)(const PackWeight<T>&);
     void (*scatter)(const ScatterWeight<T>&);
+    void (*direct_fill)(const DirectFill<T>&);
+    void (*direct_rows)(const DirectRows<T>&);
+    void (*direct_wgrad)(const DirectWgrad<T>&);
+    int wgrad_rows;
 };
 
 SlicedConv2dBody<float> sliced_conv2d_body_avx512();

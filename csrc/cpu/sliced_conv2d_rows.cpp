@@ -2,18 +2,17 @@
 //
 // Shapes    source [N, H, W, K] and a slice of the weight -> destination [N, H', W', n], per group.
 // Work      taps * K multiply-adds an element of the destination; the weight's slice is read once and packed, the maps
-//           cross memory once (the source of a k x k window once a tap from cache, by im2row).
-// Method    Implicit matrix product, as in Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning" (2014): the
-//           rows of A are pixels with their window. A pointwise convolution reads the source itself; wide maps go
-//           through bands of padded rows (sliced_conv2d_band.h); else windows are gathered for a block of rows that
-//           stays in cache, for as many taps at a time as fit. dgrad at stride 1 is the forward pass of dy with the
-//           taps turned round. At stride 2 the pixels of each parity (row, column) meet only the taps of that parity:
-//           four products without the zeros of an upsampled dy.
+//           cross memory once.
+// Method    A pointwise convolution is a matrix product that reads the source itself, or rows gathered from it (at
+//           stride 2). Windows of more taps are convolved directly (sliced_conv2d_direct.inl). dgrad at stride 1 is the
+//           forward pass of dy with the taps turned round. At stride 2 the pixels of each parity (row, column) meet
+//           only the taps of that parity: four products without the zeros of an upsampled dy.
 // Tasks     Blocks of rows times blocks of columns, with the columns packed first; where rows are few, columns' blocks
 //           alone, which pack what they use. A thread that goes on to the next columns keeps the rows it has gathered.
 #include "cpu/sliced_conv2d_rows.h"
 
 #include "core/parallel.h"
+#include "cpu/sliced_conv2d_direct_rows.h"
 
 namespace spos {
 namespace {
@@ -61,27 +60,20 @@ class Rows {
   private:
     void pack(int64_t group, int64_t chunk, T* packed) const {
         const int64_t first = plan_.n.begin(chunk);
-        PackWeight<T> call{product_.weight + group * product_.weight_group + first * product_.weight_n,
-                           plan_.n.end(chunk) - first,
-                           product_.k,
-                           product_.weight_n,
-                           product_.weight_k,
-                           product_.taps(),
-                           plan_.together,
-                           {},
-                           packed,
-                           scratch_.matrix_size};
-        const Window &rows = product_.rows, &columns = product_.columns;
-        for (int h = 0; h < rows.taps; ++h)
-            for (int w = 0; w < columns.taps; ++w)
-                call.offset[h * columns.taps + w] = (rows.first_tap + h * rows.tap_step) * product_.weight_h +
-                                                    (columns.first_tap + w * columns.tap_step) * product_.weight_w;
+        PackWeight<T> call{};
+        call.weight = product_.weight + group * product_.weight_group + first * product_.weight_n;
+        call.n = plan_.n.end(chunk) - first;
+        call.channels = product_.k;
+        call.stride_n = product_.weight_n;
+        call.stride_c = product_.weight_k;
+        call.taps = call.together = 1;
+        call.offset[0] = product_.rows.first_tap * product_.weight_h + product_.columns.first_tap * product_.weight_w;
+        call.packed = packed;
         body_.pack(call);
     }
 
-    // A block of rows times a block of columns. gathered: the rows that the slot holds, where those are all taps'.
+    // A block of rows times a block of columns. gathered: the rows that the slot holds.
     void multiply(int64_t group, int64_t block, int64_t chunk, const T* packed, int slot, int64_t& gathered) const {
-        if (plan_.band.height) return multiply_band(group, block, chunk, packed, slot, gathered);
         const int64_t first = plan_.m.begin(block), column = plan_.n.begin(chunk);
         const int64_t channel = group * product_.n + column;
         T* const rows = scratch_.gathered + slot * scratch_.gathered_size;
@@ -92,83 +84,28 @@ class Rows {
         Gemm<T> call{};
         call.m = gather.end - first;
         call.n = plan_.n.end(chunk) - column;
-        call.k = plan_.together * product_.k;
+        call.k = product_.k;
         call.a_k = 1;
         call.a = plan_.a_stride ? gather.source.data + first * plan_.a_stride : rows;
         call.a_m = plan_.a_stride ? plan_.a_stride : plan_.gathered_stride;
         call.b = packed;
         call.c = plan_.c_stride ? product_.destination.data + first * plan_.c_stride + channel : results;
         call.c_m = plan_.c_stride ? plan_.c_stride : scratch_.c_stride;
-        const int products = product_.taps() / plan_.together;
-        for (int index = 0; index < products; ++index) {
-            const int64_t id = products == 1 ? group * plan_.m.chunks + block : -1;
-            if (id < 0 || id != gathered) {
-                if (!plan_.a_stride) {
-                    narrow(gather, index * plan_.together);
-                    body_.gather(gather);
-                } else if (plan_.asks) {
-                    ask_for(call.a, call.m, call.a_m, call.k);
-                }
-            }
-            gathered = id;
-            if (index == products - 1) call.bias = product_.bias ? product_.bias + channel : nullptr;
-            gemm_.gemm(call);
-            call.b += scratch_.matrix_size;
-            call.accumulate = true;
+        call.bias = product_.bias ? product_.bias + channel : nullptr;
+        const int64_t id = group * plan_.m.chunks + block;
+        if (id != gathered) {
+            if (!plan_.a_stride)
+                body_.gather(gather);
+            else if (plan_.asks)
+                ask_for(call.a, call.m, call.a_m, call.k);
         }
+        gathered = id;
+        gemm_.gemm(call);
         if (plan_.c_stride) return;
         for_stretches(product_, first, gather.end, [&](T* pixel, int64_t r, int64_t count) {
             body_.copy(results + r * scratch_.c_stride, scratch_.c_stride, pixel + channel, product_.pixel_step(),
                        count, call.n);
         });
-    }
-
-    void multiply_band(int64_t group, int64_t block, int64_t chunk, const T* packed, int slot,
-                       int64_t& gathered) const {
-        const Band& band = plan_.band;
-        const int64_t n = block / band.per_image, first = block % band.per_image * band.height;
-        const int64_t rows = std::min(band.height, product_.rows.count - first), column = plan_.n.begin(chunk);
-        const int64_t channel = group * product_.n + column, id = group * plan_.m.chunks + block;
-        T* const padded = scratch_.gathered + slot * scratch_.gathered_size;
-        T* const results = scratch_.results + slot * scratch_.c_size;
-        if (id != gathered) {
-            Map<const T> source = product_.source;
-            source.data += group * product_.k;
-            band.fill(body_, source, n, product_.rows, product_.k, first, first + rows, padded);
-            gathered = id;
-        }
-        Gemm<T> call{};
-        call.m = band.products(rows, product_.columns.count);
-        call.n = plan_.n.end(chunk) - column;
-        call.k = product_.columns.taps * product_.k;
-        call.a = padded;
-        call.a_m = product_.k;
-        call.a_k = 1;
-        call.b = packed;
-        call.c = results;
-        call.c_m = scratch_.c_stride;
-        for (int tap = 0; tap < product_.rows.taps; ++tap) {
-            if (tap == product_.rows.taps - 1) call.bias = product_.bias ? product_.bias + channel : nullptr;
-            gemm_.gemm(call);
-            call.a += band.pitch * product_.k;
-            call.b += scratch_.matrix_size;
-            call.accumulate = true;
-        }
-        for (int64_t row = 0; row < rows; ++row)
-            body_.copy(results + row * band.pitch * scratch_.c_stride, scratch_.c_stride,
-                       product_.pixel(n, first + row, 0) + channel, product_.pixel_step(), product_.columns.count,
-                       call.n);
-    }
-
-    // The windows of the taps from `tap` on that are multiplied together.
-    void narrow(Gather<T>& gather, int tap) const {
-        const Window &rows = product_.rows, &columns = product_.columns;
-        if (plan_.together == product_.taps()) return;
-        gather.rows.start = rows.start + tap / columns.taps;
-        gather.rows.taps = 1;
-        if (plan_.together == columns.taps) return;
-        gather.columns.start = columns.start + tap % columns.taps;
-        gather.columns.taps = 1;
     }
 
     const RowsProduct<T>& product_;
@@ -181,7 +118,8 @@ class Rows {
 template <typename T>
 void run_product(Isa isa, const RowsProduct<T>& product, void* workspace, int threads) {
     if (product.pixels() == 0) return;
-    if (product.taps() > 0) return Rows<T>(isa, product, workspace, threads).run(threads);
+    if (product.taps() > 1) return run_direct(isa, product, workspace, threads);
+    if (product.taps() == 1) return Rows<T>(isa, product, workspace, threads).run(threads);
     for_stretches(product, 0, product.pixels(), [&](T* pixel, int64_t, int64_t count) {  // no tap reaches these
         for (int64_t i = 0; i < count; ++i)
             std::fill_n(pixel + i * product.pixel_step(), product.groups * product.n, T(0));
@@ -237,8 +175,9 @@ size_t rows_workspace(Isa isa, const SlicedConv2d& shape, Pass pass, int threads
     size_t most = 0;
     const auto consider = [&](const RowsProduct<T>& product) {
         if (product.taps() == 0) return;
-        const RowsPlan plan(product, gemm.lanes);
-        most = std::max(most, RowsScratch<T>(product, plan, gemm, nullptr, threads).bytes);
+        most = std::max(most, product.taps() == 1
+                                  ? RowsScratch<T>(product, {product, gemm.lanes}, gemm, nullptr, threads).bytes
+                                  : DirectScratch<T>(product, {product, gemm.lanes}, gemm, nullptr, threads).bytes);
     };
     if (pass == Pass::forward)
         consider(forward_product<T>(shape, nullptr, nullptr, nullptr, nullptr));

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/sliced_conv2d_band.h"
 #include "cpu/sliced_conv2d_plan.h"
 
 namespace spos {
@@ -48,12 +47,11 @@ inline bool is_whole(const Window& window, int64_t source_size) {
     return window.taps == 1 && window.step == 1 && window.start == 0 && window.count == source_size;
 }
 
-// How a product is cut and where its operands lie, by its shape (and the vectors of the instruction set) alone.
+// How a product of one tap is cut and where its operands lie, by its shape (and the vectors of the instruction set)
+// alone.
 struct RowsPlan {
-    Cut m, n;  // in bands, m counts those
-    Band band;
+    Cut m, n;
     bool packs;        // every task packs its own columns, and does all rows
-    int together;      // taps of one product: all, those of a row, or one
     int64_t a_stride;  // of the source itself, or 0: gathered
     bool asks;         // for the rows of a block, which come from far away
     int64_t c_stride;  // of the destination itself, or 0: scattered from scratch
@@ -65,15 +63,11 @@ struct RowsPlan {
             is_whole(product.rows, product.source.height) && is_whole(product.columns, product.source.width);
         a_stride = direct ? pixel_stride(product.source, product.batch) : 0;
         c_stride = product.rows.to_step == 1 ? pixel_stride(product.destination, product.batch) : 0;
-        constexpr int64_t most_depth = 1024;  // then some hundred gathered rows fit into L2
-        const auto fits = [&](int taps) { return taps * product.k <= most_depth; };
-        together = fits(product.taps()) ? product.taps() : fits(product.columns.taps) ? product.columns.taps : 1;
-        gathered_stride = scratch_stride(together * product.k);
-        band = Band(product.rows, product.columns, product.source.width, product.k, product.n);
+        gathered_stride = scratch_stride(product.k);
 
         constexpr int64_t size = sizeof(T), l2 = 1 << 20;
         const int64_t pixels = product.pixels();
-        const int64_t a_bytes = pixels * product.depth() * size, b_bytes = product.n * product.depth() * size;
+        const int64_t a_bytes = pixels * product.k * size, b_bytes = product.n * product.k * size;
         constexpr int64_t least_columns = 32, columns = 160, least_rows = 48;
         const Cut narrow = cut(product.n, std::clamp(ceil_div(product.n, 8), least_columns, columns), INT64_MAX, lanes);
         n = cut(product.n, columns, enough_tasks, lanes);
@@ -82,7 +76,7 @@ struct RowsPlan {
         // Gathered rows that are met by few columns should not leave L1; those that many meet, or that are read in
         // place, should be many, for each block of them reads all columns.
         const bool small = !a_stride && b_bytes <= 256 << 10;
-        const int64_t row_bytes = together * product.k * size;
+        const int64_t row_bytes = product.k * size;
         const int64_t rows = small ? std::clamp<int64_t>((24 << 10) / row_bytes, 24, 480)
                                    : std::clamp<int64_t>((192 << 10) / row_bytes, 96, 480);
         const int64_t wanted = round_up(ceil_div(enough_tasks, n.chunks * product.groups), 2);
@@ -94,15 +88,7 @@ struct RowsPlan {
         constexpr int64_t few_pixels = 256;
         packs = alone < first && (pixels <= few_pixels || narrow.chunks * product.groups >= enough_tasks / 2);
         if (packs) n = narrow;
-        if (band.height) {
-            packs = false;
-            together = product.columns.taps;
-            a_stride = c_stride = 0;
-            const int64_t bands = product.batch * band.per_image;
-            m = {bands, std::max<int64_t>(bands, 1), 1};
-            return;
-        }
-        m = {pixels, std::max<int64_t>(packs ? ceil_div(pixels * together * product.k * size, l2) : chunks, 1), 1};
+        m = {pixels, std::max<int64_t>(packs ? ceil_div(pixels * product.k * size, l2) : chunks, 1), 1};
     }
 };
 
@@ -110,7 +96,7 @@ struct RowsPlan {
 // to be scattered.
 template <typename T>
 struct RowsScratch {
-    int64_t matrix_size, packed_size, gathered_size, c_stride, c_size;  // of one block, in elements
+    int64_t packed_size, gathered_size, c_stride, c_size;  // of one block, in elements
     T* packed;
     T* gathered;
     T* results;
@@ -118,15 +104,10 @@ struct RowsScratch {
 
     RowsScratch(const RowsProduct<T>& product, const RowsPlan& plan, const GemmBody<T>& gemm, void* workspace,
                 int threads) {
-        matrix_size = gemm.packed_size(plan.n.largest(), plan.together * product.k);
-        packed_size = product.taps() / plan.together * matrix_size;
+        packed_size = gemm.packed_size(plan.n.largest(), product.k);
         gathered_size = plan.a_stride ? 0 : plan.m.largest() * plan.gathered_stride;
         c_stride = round_up(plan.n.largest(), gemm.lanes);
         c_size = plan.c_stride ? 0 : plan.m.largest() * c_stride;
-        if (plan.band.height) {
-            gathered_size = plan.band.padded(product.rows.taps) * product.k;
-            c_size = plan.band.products(plan.band.height, product.columns.count) * c_stride;
-        }
         Carver carver(workspace);
         packed = carver.take<T>(packed_size * (plan.packs ? threads : plan.n.chunks * product.groups));
         gathered = carver.take<T>(gathered_size * threads);

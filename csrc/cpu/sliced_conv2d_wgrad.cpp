@@ -1,4 +1,5 @@
-// Sliced convolution, wgrad: dy transposed times the windows of x.
+// Sliced convolution, wgrad: dy transposed times the windows of x, where those are pixels or too few channels for the
+// direct kernels (sliced_conv2d_direct_wgrad.cpp).
 //
 // Shapes    x [N, H, W, I], dy [N, H', W', O] -> a slice of dweight [O, I, k, k], per group.
 // Work      k * k * I * O multiply-adds a pixel of dy. The slice is written once; nothing else of dweight is touched.
@@ -9,7 +10,7 @@
 // Tasks     Parts of the pixels, each with sums of its own, added up in their order; where pixels are few or sums would
 //           be many, blocks of input channels and of output channels. The shape alone decides.
 #include "core/parallel.h"
-#include "cpu/sliced_conv2d_band.h"
+#include "cpu/sliced_conv2d_direct_wgrad.h"
 #include "cpu/sliced_conv2d_plan.h"
 
 namespace spos {
@@ -18,8 +19,7 @@ namespace {
 // How the work is cut, by the shape alone.
 struct WgradPlan {
     int64_t taps, pixels;
-    Cut parts, inputs, outputs;  // in bands, parts are of those
-    Band band;
+    Cut parts, inputs, outputs;
     int64_t piece;                // pixels gathered at a time
     int64_t x_stride, dy_stride;  // of the maps themselves, or 0: gathered
     bool in_place;                // sums are the gradient itself
@@ -32,33 +32,29 @@ struct WgradPlan {
         const int64_t wanted = std::clamp<int64_t>(pixels * slice / task_work, 1, enough_tasks);
         // Parts come first: they are the only cut that reads nothing twice. Their sums should stay in L2.
         const int64_t most_parts = std::min({wanted, pixels / least_pixels, most_sums / slice});
-        band = Band(forward_window(shape, shape.out_height), forward_window(shape, shape.out_width), shape.in_width,
-                    shape.in_channels, shape.out_channels);
         parts = {pixels, power_of_two(most_parts), 1};
-        if (band.height) {
-            const int64_t bands = shape.batch * band.per_image;
-            parts = {bands, power_of_two(std::min(most_parts, bands)), 1};
-        }
         // With few pixels, panels that take all of them at once: then each sum is written once, and can be so in place.
         constexpr int64_t few_pixels = 128;
         in_place = taps == 1 && shape.w_i == 1 && pixels <= few_pixels && pixels > 0;
         const int64_t columns = in_place ? 48 : taps == 1 ? 64 : std::max<int64_t>(288 / taps, lanes);
         const int64_t blocks = ceil_div(wanted, parts.chunks * shape.groups);
         const int64_t least_blocks = ceil_div(shape.in_channels * taps, 1024);
-        inputs = cut(shape.in_channels, columns, band.height ? 1 : std::max(blocks, least_blocks), lanes);
+        inputs = cut(shape.in_channels, columns, std::max(blocks, least_blocks), lanes);
         constexpr int64_t least_rows = 32, most_rows = 512, rows_unit = 12;
         // Blocks of outputs gather their windows again: half as many tasks will do.
         const int64_t more = ceil_div(ceil_div(blocks, 2), inputs.chunks);
         outputs =
             cut(shape.out_channels, least_rows, std::max(more, ceil_div(shape.out_channels, most_rows)), rows_unit);
-        constexpr int64_t gathered = 1 << 16;  // elements
+        constexpr int64_t gathered = 1 << 15;  // elements
         const int64_t most_pixels = std::clamp<int64_t>(gathered / (taps * inputs.largest()), 64, 256);
         piece = ceil_div(parts.largest(), std::max<int64_t>(ceil_div(parts.largest(), most_pixels), 1));
         dy_stride = pixel_stride(output_map<const char>(shape, nullptr), shape.batch);
-        // Rows that are far apart would meet in the same lines of L1.
-        constexpr int64_t near = 128;
+        // Rows that are far apart meet in the same lines of L1, but where the largest power of two in their distance
+        // is no more than what a panel takes of each.
+        constexpr int64_t panel = 64;
         const int64_t stride = pixel_stride(input_map<const char>(shape, nullptr), shape.batch);
-        x_stride = taps == 1 && shape.stride == 1 && stride <= near ? stride : 0;
+        const bool spreads = stride <= 2 * panel || (stride & -stride) <= panel;
+        x_stride = taps == 1 && shape.stride == 1 && spreads ? stride : 0;
     }
 
     bool keeps() const { return parts.chunks > 1; }  // every part keeps its sums until all are complete
@@ -81,10 +77,6 @@ struct WgradScratch {
         windows_size = plan.x_stride ? 0 : plan.piece * window_stride;
         dy_stride = scratch_stride(plan.outputs.largest());
         dy_size = plan.dy_stride ? 0 : plan.piece * dy_stride;
-        if (plan.band.height) {
-            windows_size = plan.band.padded(shape.kernel) * shape.in_channels;
-            dy_size = plan.band.height * plan.band.pitch * dy_stride;
-        }
         block_size = round_up(plan.outputs.largest() * columns, 16);
         chunk_size = round_up(shape.out_channels * columns, 16);
         part_size = shape.groups * plan.inputs.chunks * chunk_size;
@@ -156,11 +148,6 @@ class Wgrad {
             call.accumulate = accumulate_;
         }
         if (plan_.pixels == 0) std::fill_n(call.c, call.m * call.n, T(0));
-        if (plan_.band.height) {
-            add_bands(call, x, dy, part, window, slot_dy);
-            if (!plan_.keeps()) deal_out(block, call.c - o * call.n, o, o + call.m);
-            return;
-        }
         for (int64_t first = plan_.parts.begin(part); first < plan_.parts.end(part); first += plan_.piece) {
             const int64_t last = std::min(first + plan_.piece, plan_.parts.end(part));
             call.k = last - first;
@@ -174,7 +161,8 @@ class Wgrad {
             }
             if (plan_.x_stride) {
                 call.b = x.data + first * plan_.x_stride;
-                ask_for(call.b, call.k, plan_.x_stride, call.n);
+                constexpr int64_t long_row = 64;  // elements; shorter ones lie together, and are a stream as they are
+                if (plan_.x_stride > long_row) ask_for(call.b, call.k, plan_.x_stride, call.n);
             } else if (gathered != windows || call.k < plan_.parts.end(part) - plan_.parts.begin(part)) {
                 body_.gather({x, forward_window(shape_, shape_.out_height), forward_window(shape_, shape_.out_width),
                               inputs, first, last, window, scratch_.window_stride});
@@ -186,41 +174,6 @@ class Wgrad {
         if (!plan_.keeps() && !plan_.in_place) deal_out(block, call.c - o * call.n, o, o + call.m);
     }
 
-    // dy gets zeros where a band has results too many.
-    void add_bands(Gemm<T> call, const Map<const T>& x, const Map<const T>& dy, int64_t part, T* padded,
-                   T* padded_dy) const {
-        const Band& band = plan_.band;
-        const Window rows = forward_window(shape_, shape_.out_height);
-        const int64_t inputs = shape_.in_channels, row_size = call.n / shape_.kernel;
-        T* const sums = call.c;
-        call.n = row_size;
-        call.a = padded_dy;
-        call.a_k = scratch_.dy_stride;
-        call.b_k = inputs;
-        for (int64_t index = plan_.parts.begin(part); index < plan_.parts.end(part); ++index) {
-            const int64_t n = index / band.per_image, first = index % band.per_image * band.height;
-            const int64_t end = std::min(first + band.height, shape_.out_height);
-            band.fill(body_, x, n, rows, inputs, first, end, padded);
-            Map<const T> image = dy;
-            image.data += n * dy.n;
-            body_.gather({image,
-                          {end - first, 1, first, 0, 1, 1, 0, 1},
-                          {band.pitch, 1, 0, 0, 1, 1, 0, 1},
-                          call.m,
-                          0,
-                          (end - first) * band.pitch,
-                          padded_dy,
-                          scratch_.dy_stride});
-            call.k = band.products(end - first, shape_.out_width);
-            for (int tap = 0; tap < shape_.kernel; ++tap) {
-                call.b = padded + tap * band.pitch * inputs;
-                call.c = sums + tap * row_size;
-                gemm_.gemm(call);
-            }
-            call.accumulate = true;
-        }
-    }
-
     // Writes rows [first, end) of a block of the slice from their sums, where `sums` is row 0 (of the first part).
     void deal_out(int64_t block, const T* sums, int64_t first, int64_t end) const {
         const int64_t group = block / plan_.inputs.chunks, chunk = block % plan_.inputs.chunks;
@@ -230,6 +183,7 @@ class Wgrad {
                                  scratch_.part_size,
                                  first,
                                  end,
+                                 plan_.inputs.end(chunk) - i,
                                  plan_.inputs.end(chunk) - i,
                                  static_cast<int>(plan_.taps),
                                  {},
@@ -253,20 +207,30 @@ class Wgrad {
     const WgradScratch<T> scratch_;
 };
 
+template <typename T>
+DirectWgradPlan direct_plan(Isa isa, const SlicedConv2d& shape) {
+    return {shape, gemm_body<T>(isa).lanes, sliced_conv2d_body<T>(isa).wgrad_rows};
+}
+
+template <typename T>
+size_t wgrad_workspace(Isa isa, const SlicedConv2d& shape, int threads) {
+    const DirectWgradPlan plan = direct_plan<T>(isa, shape);
+    if (plan.fits) return DirectWgradScratch<T>(shape, plan, nullptr, threads).bytes;
+    return WgradScratch<T>(shape, {shape, gemm_body<T>(isa).lanes}, nullptr, threads).bytes;
+}
+
 }  // namespace
 
 size_t sliced_conv2d_wgrad_workspace(Isa isa, const SlicedConv2d& shape, size_t element_size, int threads) {
-    if (element_size == sizeof(float)) {
-        const WgradPlan plan(shape, gemm_body<float>(isa).lanes);
-        return WgradScratch<float>(shape, plan, nullptr, threads).bytes;
-    }
-    const WgradPlan plan(shape, gemm_body<double>(isa).lanes);
-    return WgradScratch<double>(shape, plan, nullptr, threads).bytes;
+    return element_size == sizeof(float) ? wgrad_workspace<float>(isa, shape, threads)
+                                         : wgrad_workspace<double>(isa, shape, threads);
 }
 
 template <typename T>
 void sliced_conv2d_wgrad(Isa isa, const SlicedConv2d& shape, const T* x, const T* dy, T* dweight, bool accumulate,
                          void* workspace, int threads) {
+    if (direct_plan<T>(isa, shape).fits)
+        return run_direct_wgrad(isa, shape, x, dy, dweight, accumulate, workspace, threads);
     Wgrad<T>(isa, shape, x, dy, dweight, accumulate, workspace, threads).run(threads);
 }
 

@@ -67,7 +67,8 @@ class Case:
 
 # Channels below, at and above every vector width and every panel; maps of one pixel and smaller than the kernel; every
 # kernel size with every stride and some padding; what is cut into parts (many pixels, few channels) and into blocks
-# (many channels); single channels and many groups.
+# (many channels); single channels and many groups; several images in a block, weights too large for L2, rows of one and
+# of several tiles for each instruction set.
 CASES = [
     Case(1, 1, 1, 1, 1),
     Case(2, 7, 33, 5, 6),
@@ -82,6 +83,9 @@ CASES = [
     Case(2, 33, 16, 11, 10, kernel=3, stride=2, padding=1, channels_last=True),
     Case(1, 130, 50, 6, 5, kernel=3, padding=1),
     Case(9, 16, 16, 14, 14, kernel=3, padding=1),
+    Case(13, 130, 120, 7, 7, kernel=3, padding=1),
+    Case(2, 16, 24, 5, 31, kernel=3, padding=1),
+    Case(2, 32, 33, 6, 2, kernel=3, padding=1, channels_last=True),
     Case(1, 48, 7, 30, 29, kernel=3, padding=1),
     Case(2, 12, 9, 2, 2, kernel=3, padding=2),
     Case(1, 9, 12, 7, 8, kernel=2),

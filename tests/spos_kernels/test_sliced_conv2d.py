@@ -52,6 +52,8 @@ def test_wgrad_adds_to_what_is_there(case: Case, isa: _C.Isa) -> None:
     [
         Case(8, 33, 70, 14, 14),
         Case(5, 16, 20, 13, 9, kernel=3, padding=1),
+        Case(13, 130, 120, 7, 7, kernel=3, padding=1),
+        Case(2, 96, 130, 9, 9, kernel=3, padding=1),
         Case(3, 70, 130, 7, 7, kernel=3, stride=2, padding=1),
         Case(2, 9, 8, 9, 9, kernel=5, padding=2, groups=3),
     ],
