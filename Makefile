@@ -10,7 +10,7 @@ SOURCES := CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -nam
 PACKAGING := pyproject.toml setup.py constraints.txt
 
 # glibc is told to keep what is freed: otherwise page faults, and not kernels, decide the times of large maps.
-BENCH := MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=33554432 $(BIN)/python -m pytest benchmarks \
+BENCH := MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_MAX_=0 $(BIN)/python -m pytest benchmarks \
   --benchmark-only --benchmark-quiet
 
 # The sanitized build is a package folder of its own, first on the import path. The runtimes come before everything else,

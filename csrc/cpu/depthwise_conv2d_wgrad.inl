@@ -24,7 +24,10 @@ template <typename T>
 struct WgradRow {
     const T* x;
     const T* dy;
-    int64_t dy_ahead;  // to the next row, which is asked for in time: the hardware does not follow the strided reads
+    // The next row of dy, and the row of x that it is the first to meet, which are asked for in time: the hardware does
+    // not follow the strided reads.
+    const T* dy_to_come;
+    const T* x_to_come;
     int64_t first_tap, end_tap;
     int64_t first_block, end_block;
 };
@@ -75,8 +78,9 @@ SPOS_INLINE void wgrad_tiles(const WgradPass<typename V::Scalar>& pass, const Wg
                 wgrad_tile<V, K, R, Width, false>(pass, row, column, window, channel, sums);
             else
                 wgrad_tile<V, K, R, Width, true>(pass, row, column, window, channel, sums);
-            const typename V::Scalar* const next = row.dy + row.dy_ahead + channel;
+            const typename V::Scalar* const next = row.dy_to_come + channel;
             for (int64_t t = column; t < column + Width; ++t) __builtin_prefetch(next + t * pass.dy.w);
+            ask_for_source<R>(row.x_to_come + channel, pass.x.w, pass.x.width, column, Width);
         }
     }
 }
@@ -87,13 +91,15 @@ void wgrad_block(const WgradPass<typename V::Scalar>& pass, const RowsRange& ran
         const int64_t n = flat / pass.dy.height, h = flat % pass.dy.height;
         const int64_t top = (R == Reach::down ? 2 * h : h) - pass.padding;
         const int64_t first_tap = larger(0, -top), end_tap = smaller(K, pass.x.height - top);
-        const WgradRow<typename V::Scalar> row{pass.x.data + n * pass.x.n + (top + first_tap) * pass.x.h,
-                                               pass.dy.data + n * pass.dy.n + h * pass.dy.h,
-                                               h + 1 < pass.dy.height ? pass.dy.h : 0,
-                                               first_tap,
-                                               end_tap,
-                                               range.first_block,
-                                               range.end_block};
+        const WgradRow<typename V::Scalar> row{
+            pass.x.data + n * pass.x.n + (top + first_tap) * pass.x.h,
+            pass.dy.data + n * pass.dy.n + h * pass.dy.h,
+            pass.dy.data + n * pass.dy.n + smaller(h + 1, pass.dy.height - 1) * pass.dy.h,
+            pass.x.data + n * pass.x.n + row_to_come<K, R>(h, pass.padding, pass.x.height) * pass.x.h,
+            first_tap,
+            end_tap,
+            range.first_block,
+            range.end_block};
         int64_t column = 0;
         wgrad_tiles<V, K, R, Width>(pass, row, column, partial);
         if constexpr (Width > 8) wgrad_tiles<V, K, R, 8>(pass, row, column, partial);
@@ -142,10 +148,7 @@ void wgrad_pass(const WgradPass<typename V::Scalar>& pass, int threads) {
             if (!pass.accumulate)
                 for (int64_t i = first * block_size; i < last * block_size; i += V::lanes)
                     V::store(partial + i, V::zero());
-            for (int64_t row = begin; row < end; row += rows_together)
-                for (int64_t b = first; b < last; b += blocks_together)
-                    block(pass, {row, smaller(row + rows_together, end), b, smaller(b + blocks_together, last)},
-                          partial);
+            block(pass, {begin, end, first, last}, partial);
         }
     });
 }
