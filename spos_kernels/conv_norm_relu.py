@@ -54,7 +54,7 @@ def conv_norm_relu(
     Raises TypeError or ValueError, naming the argument.
     """
     if type(stride) is int and type(padding) is int and (stride, padding) == (1, 0):
-        y = run_links(x, (Link(Branch((layer,)), 1, True),), training, momentum, eps)
+        y = run_links(x, (Link(Branch((layer,)), whole=True),), training, momentum, eps)
         if y is not None:
             return y
     x, layer = check_arguments(x, layer, stride, padding, training, momentum, eps)
@@ -63,10 +63,12 @@ def conv_norm_relu(
     native = backend == "cpu" and x.shape[0] > 0 and is_plain(x)
     if not native or (kernel > 1 and x.requires_grad and torch.is_grad_enabled()):
         return _reference(x, layer, stride, padding, training, momentum, eps)
-    weight = layer.weight
     if kernel > 1:
         x, layer = as_pointwise(x, layer, stride, padding)
-        weight = layer.weight
+        y = run_links(x, (Link(Branch((layer,)), whole=True),), training, momentum, eps)
+        if y is not None:
+            return y
+    weight = layer.weight
     only = Layer(layer, False, 1, 1, x.shape[1], weight.shape[0], x.shape[2], x.shape[3])
     block = Block(x, (only,), (), (x.shape[0], weight.shape[0], *x.shape[2:]))
     return run_block(block, 1, True, training, momentum, eps, backend)

@@ -153,6 +153,8 @@ def chain_of(modules: Iterable[nn.Module]) -> tuple[list[Link], dict[str, Any]] 
     None where they cannot run as one operation: another kind of module among them, one that is not `fused`,
     normalisations that differ, hooks that would not see their call.
     """
+    if nn.modules.module._has_any_global_hook():
+        return None
     links: list[Link] = []
     common = None
     pending = list(modules)[::-1]
