@@ -66,7 +66,8 @@ def is_observed(module: nn.Module) -> bool:
 def norm_options(block: nn.Module) -> dict[str, Any] | None:
     """Return what a block's batch normalisations have in common, or None where one kernel cannot run them all.
 
-    It cannot where they differ, or where a layer's own hooks would not see its call.
+    It cannot where they differ, where a layer's own hooks would not see its call, or where a layer was put in that the
+    kernel does not know: a convolution with a bias, another activation.
     """
     common = None
     pending = [block]
@@ -78,6 +79,10 @@ def norm_options(block: nn.Module) -> dict[str, Any] | None:
                 return None
             if layer._modules:
                 pending.append(layer)
+            if layer._parameters.get("bias") is not None and not isinstance(layer, nn.BatchNorm2d):
+                return None
+            if isinstance(layer, nn.ReLU) and type(layer) is not nn.ReLU:
+                return None
             if isinstance(layer, nn.BatchNorm2d):
                 own = (layer.training or layer._buffers.get("running_mean") is None, layer.momentum, layer.eps)
                 if common is None:

@@ -2,8 +2,8 @@
 
 The choice is made at forward and travels with the autograd graph, so a backward pass outside the `with` block runs on
 the backend that its forward pass ran on. An explicit backend never falls back to another one. "auto", the default,
-takes the compiled kernels for CPU tensors, the reference for tensors elsewhere and under torch.func transforms (grad,
-vmap, jvp), which the compiled kernels do not support.
+takes the compiled kernels for CPU tensors, the reference for tensors elsewhere, in forward-mode AD and under torch.func
+transforms (grad, vmap, jvp), which the compiled kernels do not support.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def resolve_backend(x: Tensor) -> str:
     if name == "cpu" and not x.is_cpu:
         raise ValueError(f"x is on {x.device}: backend 'cpu' accepts CPU tensors")
     if name == "cpu" and is_transformed():
-        raise RuntimeError("backend 'cpu' does not support torch.func transforms: use backend 'reference' or 'auto'")
+        raise RuntimeError(
+            "backend 'cpu' does not support forward-mode AD and torch.func transforms: use backend 'reference' or "
+            "'auto'"
+        )
     return name
 
 
@@ -117,8 +120,10 @@ def is_plain_tensor(tensor: Tensor) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether the call is under a torch.func transform, where tensors are wrappers without memory of their own."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    """Whether the call is under a torch.func transform, where tensors are wrappers, or in forward-mode AD."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def threads_for(multiply_adds: int) -> int:

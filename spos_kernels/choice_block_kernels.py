@@ -108,7 +108,10 @@ def run(
     given: the statistics to use; None for those of the batch, which `track` is then called with.
     """
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in bank)):
-        y: Tensor = _Eager.apply(x, given, plans, eps, track, *bank)
+        found: list[Tensor] = []
+        y: Tensor = _Eager.apply(x, given, plans, eps, found, *bank)
+        if given is None:
+            track(*found)  # only now: autograd may have refused to keep what it was given
         return y
     y = empty_nhwc(plans[-1].y, like=x)
     statistics = x.new_empty(sum([plan.statistics for plan in plans])) if given is None else given
@@ -195,12 +198,11 @@ class _Eager(torch.autograd.Function):
         given: Tensor | None,
         plans: tuple[Plan, ...],
         eps: float,
-        track: Callable[[Tensor], None],
+        found: list[Tensor],
         *bank: Tensor,
     ) -> Tensor:
         ys, statistics, saved = forward(x, bank, given, plans, eps)
-        if given is None:
-            track(statistics)
+        found.append(statistics)
         ctx.plans, ctx.eps, ctx.training = plans, eps, given is None
         ctx.save_for_backward(x, statistics, *ys[:-1], *saved, *bank)
         ctx.set_materialize_grads(False)

@@ -121,7 +121,7 @@ class _Plan:
         inputs, kernel = x_shape[1], weight_shape[3]
         self.multiply_adds = torch.Size(self.y_shape).numel() * (inputs // groups) * kernel**2
         # The depthwise kernels have this shape: their weight is contiguous.
-        self.depthwise = groups == inputs == self.outputs and kernel in (3, 5, 7)
+        self.depthwise = groups == inputs == self.outputs and weight_shape[1] == 1 and kernel in (3, 5, 7)
 
     def rows(self, weight: Tensor) -> Tensor:
         """Return the slice of a depthwise weight."""

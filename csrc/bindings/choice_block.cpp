@@ -157,10 +157,10 @@ std::vector<bool> read_gradients(std::vector<ChoiceBlock<T>>& blocks, const py::
     return wanted;
 }
 
-// ys: of all blocks but the last.
-void backward(py::handle dy_object, py::handle x_object, py::tuple bank, py::tuple plans, py::tuple y_objects,
-              py::tuple saved_objects, py::handle statistics_object, py::handle dx_object, py::tuple gradients,
-              bool training, double eps, Isa isa, py::tuple thread_counts) {
+// ys: of all blocks but the last. Returns how many blocks it went back through.
+int64_t backward(py::handle dy_object, py::handle x_object, py::tuple bank, py::tuple plans, py::tuple y_objects,
+                 py::tuple saved_objects, py::handle statistics_object, py::handle dx_object, py::tuple gradients,
+                 bool training, double eps, Isa isa, py::tuple thread_counts) {
     const ChainOptions options{training, eps, isa};
     const Tensor dy = read_tensor(dy_object, "dy"), x = read_tensor(x_object, "x");
     const Tensor statistics = read_tensor(statistics_object, "statistics");
@@ -170,6 +170,7 @@ void backward(py::handle dy_object, py::handle x_object, py::tuple bank, py::tup
     const Maps ys = read_maps(y_objects, "y", plans.size() - 1, x),
                saved = read_maps(saved_objects, "saved", plans.size(), x);
     const std::vector<int> threads = read_threads(thread_counts, plans.size());
+    int64_t gone_through = 0;
     dispatch(x, [&](auto element) {
         using T = decltype(element);
         std::vector<ChoiceBlock<T>> blocks = read_blocks<T>(x, bank, plans, options);
@@ -214,8 +215,10 @@ void backward(py::handle dy_object, py::handle x_object, py::tuple bank, py::tup
             T* const to = i > first ? maps + i % 2 * map : i ? nullptr : dx;
             choice_block_backward(own, blocks[i], from, stride, to, maps + 2 * map, threads[i]);
             from = to, stride = blocks[i].inputs;
+            ++gone_through;
         }
     });
+    return gone_through;
 }
 
 }  // namespace

@@ -19,8 +19,8 @@ struct Tasks {
     bool empty() const { return begin >= end; }
 };
 
-// What a thread has left to do: it takes from the front, others from the back. A value never comes twice, since tasks
-// that are gone do not return, so that comparing and exchanging the whole pair is enough.
+// What a thread has left to do: it takes from the front, others from the back. Begin and end are one number, exchanged
+// as one, so that every task is taken once whoever comes first.
 class alignas(64) Share {
   public:
     void put(Tasks tasks) { left_.store(pack(tasks), std::memory_order_relaxed); }

@@ -1,7 +1,9 @@
-// parallel_for over OpenMP: a list of tasks cut into one contiguous range per thread.
+// parallel_for over OpenMP: a list of tasks cut into one contiguous range per thread. A thread that is done with its
+// own takes tasks from the others, and so those of threads that the runtime does not grant.
 //
-// The ranges depend on the thread count, so a caller whose result must not depend on it writes disjoint outputs from
-// its tasks, or one partial sum per task that it combines in task order afterwards.
+// Which thread does which task, in how many calls of the body, depends on the thread count and on chance, so a caller
+// whose result must not depend on it writes disjoint outputs from its tasks, or one partial sum per task that it
+// combines in task order afterwards.
 #pragma once
 
 #include <cstdint>

@@ -123,7 +123,8 @@ void combine_sums(const T* sums, int64_t parts, int64_t channels, const Size& si
     for (int64_t c = 0; c < channels; ++c) {
         const double offset = sum[c] / rows;
         mean[c] = static_cast<T>(reference[c] + offset);
-        variance[c] = static_cast<T>(std::max(0.0, square[c] / rows - offset * offset));
+        // NaN stays NaN in this order of the arguments.
+        variance[c] = static_cast<T>(std::max(square[c] / rows - offset * offset, 0.0));
     }
 }
 

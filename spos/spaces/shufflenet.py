@@ -10,7 +10,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -142,11 +142,6 @@ class ShuffleBlock(Fusible):
         return torch.cat([passed.permute(0, 3, 1, 2), self.branch_main(main.permute(0, 3, 1, 2))], 1)
 
 
-def has_own_forward(block: ShuffleBlock | ConvNormReLU) -> bool:
-    """Whether a call of the block does what is written here, and not what a class derived from it has instead."""
-    return type(block).forward in (ShuffleBlock.forward, ConvNormReLU.forward)
-
-
 def chain_of(modules: Iterable[nn.Module]) -> tuple[list[Link], dict[str, Any]] | None:
     """Return the blocks of the running path, one after another, and what their normalisations have in common.
 
@@ -166,12 +161,15 @@ def chain_of(modules: Iterable[nn.Module]) -> tuple[list[Link], dict[str, Any]] 
             pending += reversed(module._modules.values())
         elif type(module) is ChoiceBlock:
             pending.append(module.chosen(current_path(module)))
-        elif isinstance(module, ShuffleBlock | ConvNormReLU) and module.fused and has_own_forward(module):
+        elif type(module) in (ShuffleBlock, ConvNormReLU):  # not of a class derived from them, which may do more
+            block = cast("ShuffleBlock | ConvNormReLU", module)
+            if not block.fused:
+                return None
             options = norm_options(module)
             if options is None or (common is not None and options != common):
                 return None
             common = options
-            links.append(module.link())
+            links.append(block.link())
         else:
             return None
     return None if common is None else (links, common)

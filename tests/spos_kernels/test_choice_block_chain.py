@@ -130,19 +130,60 @@ def test_one_call_of_the_extension_each_way(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("frozen", range(7))
-def test_gradients_that_are_not_asked_for_stop_the_way_back(frozen: int) -> None:
+def test_gradients_that_are_not_asked_for_stop_the_way_back(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first blocks frozen: those of the others are the same as ever."""
+    blocks: list[int] = []
+    native = _C.choice_block_backward
+    monkeypatch.setattr(_C, "choice_block_backward", lambda *args: blocks.append(native(*args)))
     links, x = copies(make_links()), torch.randn(2, 5, 6, 6)
     full = results(sk.choice_block_chain, x, copies(links))
+    assert blocks == [len(links)]
     for tensor in trained(links[:frozen]):
         tensor.requires_grad_(False)
     y = sk.choice_block_chain(x, links)
     assert y.requires_grad == (frozen < len(links))
     if frozen < len(links):
         y.backward(torch.linspace(-1, 1, y.numel()).reshape(y.shape))
+        assert blocks[-1] == len(links) - frozen
         for tensor, expected in zip(trained(links), full[2:], strict=False):
             assert (tensor.grad is None) != tensor.requires_grad
             assert tensor.grad is None or torch.equal(tensor.grad, expected)
+
+
+def test_a_call_that_autograd_refuses_moves_no_statistics() -> None:
+    links = copies(make_links())
+    before = [t.clone() for t in tensors_of(links)]
+
+    def full(_: Tensor) -> Tensor:
+        raise RuntimeError("the disk is full")
+
+    with torch.inference_mode():
+        x = torch.randn(2, 5, 6, 6).to(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="Inference tensors"):
+        sk.choice_block_chain(x, links)
+    with torch.autograd.graph.saved_tensors_hooks(full, lambda t: t), pytest.raises(RuntimeError, match="full"):
+        sk.choice_block_chain(torch.randn(2, 5, 6, 6), links)
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors_of(links), strict=True))
+
+
+def test_forward_mode_has_its_tangent() -> None:
+    links = copies(make_links())
+    x, tangent = torch.randn(2, 5, 6, 6), torch.randn(2, 5, 6, 6)
+    found = []
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        for function in (sk.choice_block_chain, sk.choice_block_chain_reference):
+            y = function(dual, links, training=False)
+            found.append(torch.autograd.forward_ad.unpack_dual(y).tangent)
+        with sk.use_backend("cpu"), pytest.raises(RuntimeError, match="does not support forward-mode AD"):
+            sk.choice_block_chain(dual, links, training=False)
+    assert torch.equal(*found)
+
+
+def test_a_value_that_is_no_number_shows_in_the_statistics() -> None:
+    links = copies(make_links())
+    sk.choice_block_chain(torch.full((2, 5, 6, 6), torch.nan), links)
+    assert all(t.isnan().all() for t in tensors_of(links, "running_mean", "running_var"))
 
 
 def test_gradcheck() -> None:
@@ -223,6 +264,14 @@ def test_other_layouts_and_types_take_the_other_way() -> None:
         ({"links": [Link(())]}, TypeError, r"links\[0\]\.branch is a tuple: expected a Branch"),
         ({"links": [make_links()[0]._replace(whole=1)]}, TypeError, r"links\[0\]\.whole = 1: expected a bool"),
         ({"links": [make_links()[0]._replace(stride=2)]}, ValueError, r"links\[0\]: stride = 2, padding = 0: a 1×1"),
+        ({"links": [Link(Branch((None,)), whole=True)]}, TypeError, r"links\[0\]\.branch\.main\[0\] is a NoneType"),
+        ({"links": [Link(Branch("a"), whole=True)]}, ValueError, r"links\[0\] is whole: expected a tuple of one"),
+        ({"links": [Link(Branch(5), whole=True)]}, ValueError, r"links\[0\] is whole: expected a tuple of one"),
+        (
+            {"links": [Link(Branch((sk.ConvBN(torch.tensor(1.0)),)), whole=True)]},
+            ValueError,
+            r"links\[0\]\.branch\.main\[0\]\.weight has shape \[\]: expected \[O, I, k, k\]",
+        ),
         ({"links": make_links()[1:]}, ValueError, r"links\[0\]: branches\[0\]\.main\[0\]\.weight .* 5 channels arr"),
         ({"links": (*make_links()[:2], make_links()[4])}, None, ""),
         ({"links": (*make_links()[:2], make_links()[5])}, ValueError, r"links\[2\]: layer\.weight has shape"),

@@ -272,3 +272,15 @@ def test_the_extension_keeps_memory_safe(position: int, value: Any, message: str
         return
     with pytest.raises(ValueError, match=message):
         _C.sliced_conv2d_forward(*arguments)
+
+
+@pytest.mark.parametrize("in_offset", [0, 1])
+def test_one_channel_of_a_wider_weight_is_no_depthwise_convolution(in_offset: int) -> None:
+    x, weight = torch.randn(2, 1, 7, 7, requires_grad=True), torch.randn(3, 2, 3, 3, requires_grad=True)
+    options = {"out_channels": 1, "in_offset": in_offset, "padding": 1}
+    found = []
+    for function in (sk.sliced_conv2d, sk.sliced_conv2d_reference):
+        y = function(x, weight, **options)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, weight])])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)

@@ -129,6 +129,36 @@ def test_a_class_derived_from_a_block_keeps_its_forward(net: spos.Supernet, call
     assert torch.equal(first[0], 2 * first[1])
 
 
+class Counted(ShuffleBlock):
+    """One that does more at each call than its forward."""
+
+    calls = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        Counted.calls += 1
+        return super().__call__(*args, **kwargs)
+
+
+def test_a_class_derived_from_a_block_keeps_its_call(net: spos.Supernet) -> None:
+    net.module.get_submodule("features.0.0").__class__ = Counted
+    state_after(net, (0,) * len(net.space))
+    assert Counted.calls == 1
+
+
+def test_layers_that_the_kernel_does_not_know_are_run_one_by_one(net: spos.Supernet) -> None:
+    branch: Any = net.module.get_submodule("features.1.0.branch_main")
+    branch[0] = nn.Conv2d(branch[0].in_channels, branch[0].out_channels, 1).to(memory_format=torch.channels_last)
+    nn.init.constant_(branch[0].bias, 3.0)
+    arch = (0,) * len(net.space)
+    plain = copy.deepcopy(net)
+    net.eval(), plain.eval()
+    x = torch.randn(4, 3, 16, 16)
+    with torch.no_grad(), sk.use_backend("reference"):
+        expected = plain(x, arch)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x, arch), expected)
+
+
 @pytest.mark.parametrize("change", ["momentum", "eps", "eval", "unfused"])
 def test_a_block_that_differs_is_run_by_itself(net: spos.Supernet, calls: list[int], change: str) -> None:
     arch = (0,) * len(net.space)
