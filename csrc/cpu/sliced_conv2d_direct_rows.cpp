@@ -1,8 +1,7 @@
 // Sliced convolution, forward and dgrad of windows of more than one tap: see sliced_conv2d_direct.inl.
 //
-// Tasks     Blocks of pixels times chunks of columns, with the columns packed first; where pixels are few, chunks
-// alone,
-//           which pack what they use. A thread that goes on to the next columns keeps its band.
+// Tasks     Blocks of pixels times chunks of columns, with the columns packed first; where pixels are few, chunks alone,
+//           each of which packs what it uses. The next columns of one call keep the band.
 #include "cpu/sliced_conv2d_direct_rows.h"
 
 #include "core/parallel.h"
