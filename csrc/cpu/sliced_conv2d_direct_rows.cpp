@@ -1,7 +1,7 @@
 // Sliced convolution, forward and dgrad of windows of more than one tap: see sliced_conv2d_direct.inl.
 //
-// Tasks     Blocks of pixels times chunks of columns, with the columns packed first; where pixels are few, chunks alone,
-//           each of which packs what it uses. The next columns of one call keep the band.
+// Tasks     Blocks of pixels times chunks of columns, with the columns packed first. Where pixels are few, chunks
+//           alone, each of which packs what it uses; the next columns of one call keep the band.
 #include "cpu/sliced_conv2d_direct_rows.h"
 
 #include "core/parallel.h"
