@@ -11,7 +11,7 @@ PACKAGING := pyproject.toml setup.py constraints.txt
 
 # glibc is told to keep what is freed: otherwise page faults, and not kernels, decide the times of large maps.
 BENCH := MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_MAX_=0 $(BIN)/python -m pytest benchmarks \
-  --benchmark-only --benchmark-quiet
+  --benchmark-only --benchmark-quiet --timeout=0
 
 # The sanitized build is a package folder of its own, first on the import path. The runtimes come before everything else,
 # libstdc++ with them so that they find what it exports. Memory that nobody wrote is NaN. Reports go to files: pytest and

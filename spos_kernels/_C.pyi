@@ -113,3 +113,24 @@ def sliced_conv2d_wgrad(
     threads: int,
 ) -> None: ...
 def sgd_step(updates: list[tuple[Any, ...]], isa: Isa, threads: int) -> None: ...
+def lowbit_pack(codes: Tensor, packed: Tensor, bits: int, threads: int) -> None: ...
+def lowbit_unpack(packed: Tensor, codes: Tensor, bits: int, isa: Isa, threads: int) -> None: ...
+def lowbit_conv2d(
+    x: Tensor,
+    packed: Tensor,
+    sums: Tensor,
+    twice_zero: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    y_sums: Tensor | None,
+    y: Tensor | None,
+    y_codes: Tensor | None,
+    sizes: tuple[int, ...],
+    numbers: tuple[int, ...],
+    scales: tuple[float | None, ...],
+    relu: bool,
+    method: int,
+    isa: Isa,
+    threads: int,
+) -> None: ...

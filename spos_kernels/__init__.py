@@ -9,6 +9,18 @@ from spos_kernels.choice_block_reference import Branch, ConvBN, Link, choice_blo
 from spos_kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_reference
 from spos_kernels.depthwise_conv2d import DepthwiseConv2d, depthwise_conv2d, depthwise_conv2d_reference
 from spos_kernels.gradient_sink import GradientSink, sliced_parameter
+from spos_kernels.lowbit_conv2d import Requantize, lowbit_conv2d, lowbit_conv2d_reference
+from spos_kernels.lowbit_matmul import lowbit_matmul, lowbit_matmul_reference
+from spos_kernels.lowbit_plans import lowbit_plans
+from spos_kernels.packing import (
+    PackedWeight,
+    pack,
+    pack_reference,
+    pack_weight,
+    unpack,
+    unpack_reference,
+    unpack_weight,
+)
 from spos_kernels.sgd import SGD
 from spos_kernels.sliced_conv2d import sliced_conv2d, sliced_conv2d_reference
 from spos_kernels.sliced_linear import sliced_linear, sliced_linear_reference
@@ -21,6 +33,8 @@ __all__ = [
     "DepthwiseConv2d",
     "GradientSink",
     "Link",
+    "PackedWeight",
+    "Requantize",
     "backends",
     "choice_block",
     "choice_block_chain",
@@ -31,10 +45,21 @@ __all__ = [
     "depthwise_conv2d",
     "depthwise_conv2d_reference",
     "isa",
+    "lowbit_conv2d",
+    "lowbit_conv2d_reference",
+    "lowbit_matmul",
+    "lowbit_matmul_reference",
+    "lowbit_plans",
+    "pack",
+    "pack_reference",
+    "pack_weight",
     "sliced_conv2d",
     "sliced_conv2d_reference",
     "sliced_linear",
     "sliced_linear_reference",
     "sliced_parameter",
+    "unpack",
+    "unpack_reference",
+    "unpack_weight",
     "use_backend",
 ]

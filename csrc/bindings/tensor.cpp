@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include "bindings/dlpack.h"
@@ -49,15 +50,35 @@ bool exchange(const dlpack::ExchangeApi& table, py::handle object, dlpack::Tenso
     return false;
 }
 
+struct DtypeName {
+    Dtype dtype;
+    uint8_t code, bits;
+    const char* name;
+};
+constexpr DtypeName dtypes[] = {
+    {Dtype::float32, dlpack::code_float, 32, "torch.float32"}, {Dtype::float64, dlpack::code_float, 64, "torch.float64"},
+    {Dtype::int8, dlpack::code_int, 8, "torch.int8"},          {Dtype::uint8, dlpack::code_uint, 8, "torch.uint8"},
+    {Dtype::int32, dlpack::code_int, 32, "torch.int32"},       {Dtype::int64, dlpack::code_int, 64, "torch.int64"},
+};
+
+// What a caller takes: one dtype, or null for float32 and float64.
+using Wanted = const Dtype*;
+
+bool accepts(Wanted wanted, Dtype dtype) {
+    return wanted ? dtype == *wanted : dtype == Dtype::float32 || dtype == Dtype::float64;
+}
+
 // True when the table describes the tensor and the kernels accept it; otherwise from_attributes() says what is wrong.
-bool from_exchange(const dlpack::ExchangeApi& table, py::handle object, Tensor& result) {
+bool from_exchange(const dlpack::ExchangeApi& table, py::handle object, Wanted wanted, Tensor& result) {
     dlpack::Tensor source;
     if (!exchange(table, object, source)) return false;
-    const bool is_float = source.dtype.code == dlpack::code_float && source.dtype.lanes == 1;
-    if (!is_float || (source.dtype.bits != 32 && source.dtype.bits != 64)) return false;
+    const auto found = std::find_if(std::begin(dtypes), std::end(dtypes), [&](const DtypeName& entry) {
+        return entry.code == source.dtype.code && entry.bits == source.dtype.bits && source.dtype.lanes == 1;
+    });
+    if (found == std::end(dtypes) || !accepts(wanted, found->dtype)) return false;
     if (source.device.type != dlpack::device_cpu || source.ndim > Tensor::max_ndim) return false;
     result.data = static_cast<char*>(source.data) + source.byte_offset;
-    result.dtype = source.dtype.bits == 32 ? Dtype::float32 : Dtype::float64;
+    result.dtype = found->dtype;
     result.ndim = source.ndim;
     std::copy_n(source.shape, source.ndim, result.shape.begin());
     std::copy_n(source.strides, source.ndim, result.strides.begin());
@@ -65,21 +86,27 @@ bool from_exchange(const dlpack::ExchangeApi& table, py::handle object, Tensor& 
 }
 
 // Slower, and for every other case: a torch without the exchange table, subclasses, errors.
-Tensor from_attributes(py::handle object, const char* name) {
+Tensor from_attributes(py::handle object, Wanted wanted, const char* name) {
     const std::string layout = text(object.attr("layout"));
     if (layout != "torch.strided") refuse(name, "layout is " + layout + ", accepted is torch.strided");
     const std::string device = text(object.attr("device").attr("type"));
     if (device != "cpu") refuse(name, "is on " + device + ", the kernels of this module accept CPU tensors");
     const std::string dtype = text(object.attr("dtype"));
-    if (dtype != "torch.float32" && dtype != "torch.float64")
-        throw py::type_error(std::string(name) + ": dtype is " + dtype +
-                             ", accepted are torch.float32 and torch.float64");
+    const auto found =
+        std::find_if(std::begin(dtypes), std::end(dtypes), [&](const DtypeName& entry) { return dtype == entry.name; });
+    if (found == std::end(dtypes) || !accepts(wanted, found->dtype)) {
+        std::string accepted = "torch.float32 and torch.float64";
+        for (const DtypeName& entry : dtypes)
+            if (wanted && entry.dtype == *wanted) accepted = entry.name;
+        throw py::type_error(std::string(name) + ": dtype is " + dtype + ", accepted " + (wanted ? "is " : "are ") +
+                             accepted);
+    }
     const auto shape = py::cast<std::vector<int64_t>>(py::tuple(object.attr("shape")));
     const auto strides = py::cast<std::vector<int64_t>>(py::tuple(object.attr("stride")()));
     if (shape.size() > Tensor::max_ndim) refuse(name, "has " + std::to_string(shape.size()) + " dimensions, at most 4");
     Tensor result{};
     result.data = reinterpret_cast<void*>(py::cast<uintptr_t>(object.attr("data_ptr")()));
-    result.dtype = dtype == "torch.float32" ? Dtype::float32 : Dtype::float64;
+    result.dtype = found->dtype;
     result.ndim = static_cast<int>(shape.size());
     std::copy(shape.begin(), shape.end(), result.shape.begin());
     std::copy(strides.begin(), strides.end(), result.strides.begin());
@@ -104,24 +131,32 @@ void set_tensor_types(py::type tensor, py::type parameter, py::object exchange_c
     tensor_types() = types;
 }
 
-Tensor read_tensor(py::handle object, const char* name) {
+namespace {
+
+Tensor read(py::handle object, Wanted wanted, const char* name) {
     const TensorTypes& types = tensor_types();
     if (types.tensor == nullptr || !PyObject_TypeCheck(object.ptr(), types.tensor))
         throw py::type_error(std::string(name) + ": expected a torch.Tensor, got " + text(py::type::of(object)));
     if (is_negative(object)) refuse(name, "has the negative bit set; call resolve_neg() first");
     Tensor result{};
-    if (types.exchange == nullptr || !is_plain(object) || !from_exchange(*types.exchange, object, result))
-        result = from_attributes(object, name);
+    if (types.exchange == nullptr || !is_plain(object) || !from_exchange(*types.exchange, object, wanted, result))
+        result = from_attributes(object, wanted, name);
     const bool empty =
         std::find(result.shape.begin(), result.shape.begin() + result.ndim, 0) != result.shape.begin() + result.ndim;
     if (result.data == nullptr && !empty) refuse(name, "has no memory behind it (a fake or meta tensor?)");
     return result;
 }
 
+}  // namespace
+
+Tensor read_tensor(py::handle object, const char* name) { return read(object, nullptr, name); }
+
+Tensor read_tensor_of(Dtype dtype, py::handle object, const char* name) { return read(object, &dtype, name); }
+
 bool try_read_tensor(py::handle object, Tensor& result) {
     const TensorTypes& types = tensor_types();
     return types.exchange && is_plain(object) && !is_negative(object) &&
-           from_exchange(*types.exchange, object, result) && result.data;
+           from_exchange(*types.exchange, object, nullptr, result) && result.data;
 }
 
 int64_t* try_read_count(py::handle object) {

@@ -13,9 +13,9 @@ namespace spos {
 
 namespace py = pybind11;
 
-enum class Dtype { float32, float64 };
+enum class Dtype { float32, float64, int8, uint8, int32, int64 };
 
-// A view of a CPU tensor of floats: alive as long as the Python object it was read from.
+// A view of a CPU tensor: alive as long as the Python object it was read from.
 struct Tensor {
     static constexpr int max_ndim = 4;
     void* data;
@@ -34,7 +34,11 @@ struct Tensor {
 // torch.Tensor's exchange capsule, or None where torch has none (then every tensor is read through its attributes).
 void set_tensor_types(py::type tensor, py::type parameter, py::object exchange_capsule);
 
+// A tensor of floats.
 Tensor read_tensor(py::handle object, const char* name);
+
+// A tensor of one dtype.
+Tensor read_tensor_of(Dtype dtype, py::handle object, const char* name);
 
 // The same without a word: false for whatever read_tensor refuses or reads the slower way.
 bool try_read_tensor(py::handle object, Tensor& result);

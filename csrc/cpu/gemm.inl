@@ -11,6 +11,7 @@
 // Blocks    k is cut so that a panel's block of B takes at most half of L1, and every row of A passes by it.
 #pragma once
 
+#include "core/transpose.h"
 #include "core/unroll.h"
 #include "cpu/gemm_body.h"
 
@@ -224,20 +225,6 @@ void gemm(const Gemm<typename V::Scalar>& call) {
 template <class V>
 int64_t packed_size(int64_t n, int64_t k) {
     return (n + V::lanes - 1) / V::lanes * V::lanes * k;
-}
-
-// rows[i][j] becomes rows[j][i], by log2(lanes) perfect shuffles.
-template <class V>
-SPOS_INLINE void transpose(typename V::Value (&rows)[V::lanes]) {
-    constexpr int half = V::lanes / 2;
-    SPOS_UNROLL
-    for (int step = 1; step < V::lanes; step *= 2) {
-        typename V::Value shuffled[V::lanes];
-        SPOS_UNROLL
-        for (int i = 0; i < half; ++i) V::interleave(rows[i], rows[i + half], shuffled[2 * i], shuffled[2 * i + 1]);
-        SPOS_UNROLL
-        for (int i = 0; i < V::lanes; ++i) rows[i] = shuffled[i];
-    }
 }
 
 // One vector of columns, `count` of which exist. A weight [n, k] (stride_k 1) is turned in squares of registers.

@@ -1,0 +1,79 @@
+// The avx2 body of lowbit_body.h.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "cpu/lowbit_dots.inl"
+#include "cpu/lowbit_bits.inl"
+#include "cpu/lowbit_parts.inl"
+
+namespace spos {
+namespace {
+
+struct LowbitAvx2 {
+    static constexpr int lanes = 8, panel = 2, bit_lanes = 1, bit_panel = 2, bit_tile_rows = 2;
+    static constexpr bool saturates = true;  // vpmaddubsw, at 16 bits with a sign
+    static constexpr int tile_rows(int) { return 3; }
+    using Sum = __m256i;
+    using Bytes = __m256i;
+
+    static Sum zero() { return _mm256_setzero_si256(); }
+    static Sum load(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+    static void store(int32_t* to, Sum value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
+    static Bytes bytes(const int8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+    static Bytes quad(const uint8_t* from) {
+        int32_t four;
+        std::memcpy(&four, from, sizeof four);
+        return _mm256_set1_epi32(four);
+    }
+    // The highest bit of a apart: two products of 7 bits by 8, or of 128 by 8 bits, fit.
+    template <bool Large>
+    static Sum dot(Sum sum, Bytes a, Bytes b) {
+        if constexpr (!Large) return add_pairs(sum, _mm256_maddubs_epi16(a, b));
+        const __m256i low = _mm256_set1_epi8(127);
+        sum = add_pairs(sum, _mm256_maddubs_epi16(_mm256_and_si256(a, low), b));
+        return add_pairs(sum, _mm256_maddubs_epi16(_mm256_andnot_si256(low, a), b));
+    }
+    static void interleave(const uint8_t* rows, int64_t row, int64_t steps, int half, int8_t* to, int64_t to_step) {
+        const __m256i less = _mm256_set1_epi8(static_cast<char>(half));
+        for (int64_t step = 0; step < steps; ++step) {
+            alignas(32) uint8_t gathered[4 * lanes];
+            for (int lane = 0; lane < lanes; ++lane) std::memcpy(gathered + 4 * lane, rows + lane * row + 4 * step, 4);
+            const __m256i codes = _mm256_load_si256(reinterpret_cast<const __m256i*>(gathered));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + step * to_step), _mm256_sub_epi8(codes, less));
+        }
+    }
+
+    using Counts = uint64_t;
+    static Counts no_counts() { return 0; }
+    static Counts twice(Counts value) { return 2 * value; }
+    static Counts words(const uint64_t* from) { return *from; }
+    static Counts word(const uint64_t* from) { return *from; }
+    static Counts count(Counts sum, Counts a, Counts b) {
+        return sum + static_cast<uint64_t>(__builtin_popcountll(a & b));
+    }
+    static void store_counts(int32_t* to, Counts value) { *to = static_cast<int32_t>(value); }
+
+    static void unpack(const uint8_t* from, int64_t count, int bits, uint8_t* to) {
+        unpack_codes(from, count, bits, to);
+    }
+    static void planes(const uint8_t* codes, int64_t count, int bits, int64_t words, uint64_t* to) {
+        planes_of_codes(codes, count, bits, words, to);
+    }
+    static int32_t sum(const uint8_t* codes, int64_t count) { return sum_codes(codes, count); }
+    static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) { copy_bytes(to, from, bytes); }
+    static void row(const RowProduct& call) { row_product(call); }
+
+  private:
+    static Sum add_pairs(Sum sum, __m256i products) {
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+    }
+};
+
+}  // namespace
+
+LowbitBody lowbit_body_avx2() { return make_lowbit_body<LowbitAvx2>(); }
+
+}  // namespace spos
+
+#endif

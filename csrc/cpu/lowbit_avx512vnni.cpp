@@ -1,0 +1,153 @@
+// The body of lowbit_body.h for AVX-512 with VNNI, VBMI and VPOPCNTDQ.
+#if defined(__x86_64__)
+
+#include "core/simd_avx512.h"
+#include "core/transpose.h"
+#include "cpu/lowbit_dots.inl"
+#include "cpu/lowbit_bits.inl"
+#include "cpu/lowbit_parts.inl"
+
+namespace spos {
+namespace {
+
+struct LowbitAvx512 {
+    static constexpr int lanes = 16, panel = 4, bit_lanes = 8, bit_panel = 4, bit_tile_rows = 6;
+    static constexpr bool saturates = false;
+    static constexpr int tile_rows(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
+    using Sum = __m512i;
+    using Bytes = __m512i;
+
+    static Sum zero() { return _mm512_setzero_si512(); }
+    static Sum load(const int32_t* from) { return _mm512_loadu_si512(from); }
+    static void store(int32_t* to, Sum value) { _mm512_storeu_si512(to, value); }
+    static Bytes bytes(const int8_t* from) { return _mm512_loadu_si512(from); }
+    static Bytes quad(const uint8_t* from) {
+        int32_t four;
+        std::memcpy(&four, from, sizeof four);
+        return _mm512_set1_epi32(four);
+    }
+    template <bool>
+    static Sum dot(Sum sum, Bytes a, Bytes b) {
+        return _mm512_dpbusd_epi32(sum, a, b);
+    }
+    // Squares of 16 rows x 16 groups of four codes, turned round as if they were floats.
+    static void interleave(const uint8_t* rows, int64_t row, int64_t steps, int half, int8_t* to, int64_t to_step) {
+        const __m512i less = _mm512_set1_epi8(static_cast<char>(half));
+        for (int64_t step = 0; step < steps; step += 16) {
+            __m512 square[16];
+            SPOS_UNROLL
+            for (int i = 0; i < 16; ++i)
+                square[i] = _mm512_castsi512_ps(
+                    _mm512_sub_epi8(_mm512_loadu_si512(rows + i * row + 4 * step), less));
+            transpose<Avx512F32>(square);
+            const int64_t count = std::min<int64_t>(16, steps - step);
+            SPOS_UNROLL
+            for (int i = 0; i < 16; ++i)
+                if (i < count) _mm512_storeu_ps(to + (step + i) * to_step, square[i]);
+        }
+    }
+
+    using Counts = __m512i;
+    static Counts no_counts() { return _mm512_setzero_si512(); }
+    static Counts twice(Counts value) { return _mm512_add_epi64(value, value); }
+    static Counts words(const uint64_t* from) { return _mm512_loadu_si512(from); }
+    static Counts word(const uint64_t* from) { return _mm512_set1_epi64(static_cast<int64_t>(*from)); }
+    static Counts count(Counts sum, Counts a, Counts b) {
+        return _mm512_add_epi64(sum, _mm512_popcnt_epi64(_mm512_and_si512(a, b)));
+    }
+    static void store_counts(int32_t* to, Counts value) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi64_epi32(value));
+    }
+
+    // 64 codes from 8 * bits bytes: each 64-bit lane gets the bytes of its eight codes, of which a shift takes each.
+    struct Unpacker {
+        __m512i gather, shifts, mask;
+        explicit Unpacker(int bits) {
+            alignas(64) uint8_t from[64], by[64];
+            for (int i = 0; i < 64; ++i) {
+                from[i] = static_cast<uint8_t>(i / 8 * bits + i % 8);
+                by[i] = static_cast<uint8_t>(i % 8 * bits);
+            }
+            gather = _mm512_load_si512(from);
+            shifts = _mm512_load_si512(by);
+            mask = _mm512_set1_epi8(static_cast<char>((1 << bits) - 1));
+        }
+        __m512i operator()(__m512i packed) const {
+            const __m512i lanes = _mm512_permutexvar_epi8(gather, packed);
+            return _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, lanes), mask);
+        }
+    };
+    static __mmask64 first(int64_t count) { return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1; }
+
+    static void unpack(const uint8_t* from, int64_t count, int bits, uint8_t* to) {
+        const Unpacker unpacker(bits);
+        for (int64_t i = 0; i < count; i += 64, from += 8 * bits) {
+            const __m512i packed = _mm512_maskz_loadu_epi8(first(packed_bytes(std::min<int64_t>(64, count - i), bits)), from);
+            _mm512_mask_storeu_epi8(to + i, first(count - i), unpacker(packed));
+        }
+    }
+    static void planes(const uint8_t* codes, int64_t count, int bits, int64_t words, uint64_t* to) {
+        for (int64_t word = 0; word < words; ++word) {
+            const __m512i some = _mm512_maskz_loadu_epi8(first(std::max<int64_t>(0, count - 64 * word)), codes + 64 * word);
+            for (int plane = 0; plane < bits; ++plane)
+                to[plane * words + word] = _mm512_test_epi8_mask(some, _mm512_set1_epi8(static_cast<char>(1 << plane)));
+        }
+    }
+    static int32_t sum(const uint8_t* codes, int64_t count) {
+        __m512i sums = _mm512_setzero_si512();
+        for (int64_t i = 0; i < count; i += 64)
+            sums = _mm512_add_epi64(
+                sums, _mm512_sad_epu8(_mm512_maskz_loadu_epi8(first(count - i), codes + i), _mm512_setzero_si512()));
+        return static_cast<int32_t>(_mm512_reduce_add_epi64(sums));
+    }
+    static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
+        int64_t i = 0;
+        for (; i + 64 <= bytes; i += 64) _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
+        if (i < bytes) _mm512_mask_storeu_epi8(to + i, first(bytes - i), _mm512_maskz_loadu_epi8(first(bytes - i), from + i));
+    }
+
+    // Four rows at once, each in two chains, so that the sums of one do not wait for each other.
+    static void row(const RowProduct& call) {
+        const Unpacker unpacker(call.weight.bits);
+        int64_t n = call.first;
+        for (; n + 4 <= call.end; n += 4) row_of<4>(call, unpacker, n);
+        for (; n < call.end; ++n) row_of<1>(call, unpacker, n);
+    }
+
+  private:
+    template <int Rows>
+    static void row_of(const RowProduct& call, const Unpacker& unpacker, int64_t n) {
+        const int64_t k_all = call.weight.k, step = 8 * call.weight.bits;
+        const uint8_t* from = call.weight.data + n * call.weight.row_bytes;
+        __m512i sum[Rows];
+        SPOS_UNROLL
+        for (int r = 0; r < Rows; ++r) sum[r] = _mm512_setzero_si512();
+        int64_t k = 0;
+        for (; k + 64 <= k_all; k += 64, from += step) {
+            const __m512i a = _mm512_loadu_si512(call.a + k);
+            SPOS_UNROLL
+            for (int r = 0; r < Rows; ++r) {
+                const __m512i packed = _mm512_maskz_loadu_epi8(first(step), from + r * call.weight.row_bytes);
+                sum[r] = _mm512_dpbusd_epi32(sum[r], unpacker(packed), a);
+            }
+        }
+        if (k < k_all) {
+            const __m512i a = _mm512_maskz_loadu_epi8(first(k_all - k), call.a + k);
+            const __mmask64 rest = first(packed_bytes(k_all - k, call.weight.bits));
+            SPOS_UNROLL
+            for (int r = 0; r < Rows; ++r)
+                sum[r] = _mm512_dpbusd_epi32(
+                    sum[r], unpacker(_mm512_maskz_loadu_epi8(rest, from + r * call.weight.row_bytes)), a);
+        }
+        SPOS_UNROLL
+        for (int r = 0; r < Rows; ++r) call.to[n + r] = _mm512_reduce_add_epi32(sum[r]) + 128 * call.sums[n + r];
+    }
+};
+
+}  // namespace
+
+LowbitBody lowbit_body_avx512vnni() { return make_lowbit_body<LowbitAvx512>(); }
+
+}  // namespace spos
+
+#endif

@@ -1,0 +1,365 @@
+// Convolution of codes by packed codes.
+//
+// Work      pixels * outputs * k multiply-adds of integers, k = taps * channels.
+// Bytes     The codes of x, one each (four if they come as floats, once), the packed weights, and what finish writes.
+// Method    Weights are unpacked into panels once a call. A task takes some rows of pixels and some panels: it gathers
+//           the windows of its pixels (im2row) into a block that stays in L2, unless they lie there as they are, and
+//           multiplies it by one panel after another; sums of products become outputs while they are in L1. With bit
+//           planes the same happens to pixels that were turned into planes beforehand.
+#include "cpu/lowbit_conv2d.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "core/arena.h"
+#include "core/parallel.h"
+
+namespace spos {
+namespace {
+
+class Convolution {
+  public:
+    Convolution(Isa isa, const LowbitConv2d& call, void* workspace, int threads)
+        : call_(call), body_(lowbit_body(isa)), arena_(workspace), counting_(!workspace), threads_(threads) {}
+
+    size_t run() {
+        const int64_t outputs = call_.groups * call_.outputs * call_.scale_groups;
+        row_factor_ = arena_.take<int32_t>(outputs);
+        offset_ = arena_.take<int64_t>(outputs);
+        if (!counting_) prepare_finish();
+        quantize();
+        if (call_.groups > 1 && call_.inputs == 1 && call_.outputs == 1)
+            depthwise();
+        else if (call_.method == LowbitMethod::row)
+            rows();
+        else
+            products();
+        return arena_.used();
+    }
+
+  private:
+    bool by_bits() const { return call_.method == LowbitMethod::bits; }
+    int64_t in_pixels() const { return call_.batch * call_.in_height * call_.in_width; }
+    int64_t taps() const { return static_cast<int64_t>(call_.kernel.height) * call_.kernel.width; }
+    int multiple() const { return 1 << call_.finish.shift; }
+    // A zero times `multiple`.
+    int32_t zero_of(int64_t n) const { return call_.finish.shift ? call_.twice_zero[n] : call_.twice_zero[n] / 2; }
+
+    // S = multiple * acc + sum(x) * row_factor + offset, acc being sum(x * (code - half)), half 0 but for dots.
+    void prepare_finish() {
+        const int64_t count = call_.groups * call_.outputs * call_.scale_groups, k = call_.k() / call_.scale_groups;
+        const int64_t half = call_.method == LowbitMethod::dots ? int64_t{1} << (call_.w_bits - 1) : 0;
+        const int64_t most_x = (1 << call_.x_bits) - 1, most_w = (1 << call_.w_bits) - 1;
+        const int64_t far_x = std::max<int64_t>(call_.x_zero, most_x - call_.x_zero);
+        int64_t far_w = 0;
+        for (int64_t n = 0; n < count; ++n) {
+            const int64_t zero = zero_of(n);
+            row_factor_[n] = static_cast<int32_t>(multiple() * half - zero);
+            offset_[n] = -call_.x_zero * (multiple() * int64_t{call_.sums[n]} - k * zero);
+            any_factor_ = any_factor_ || row_factor_[n] != 0;
+            far_w = std::max({far_w, std::abs(zero), std::abs(multiple() * most_w - zero)});
+        }
+        wide_ = k * far_x * far_w > INT32_MAX;
+    }
+
+    LowbitFinish finish_of(int64_t scale_group) const {
+        LowbitFinish finish = call_.finish;
+        const int64_t at = scale_group * call_.groups * call_.outputs;
+        finish.row_factor = any_factor_ ? row_factor_ + at : nullptr;
+        finish.offset = offset_ + at;
+        finish.multiplier = call_.multiplier ? call_.multiplier + at : nullptr;
+        finish.wide = wide_;
+        return finish;
+    }
+
+    void quantize() {
+        const int64_t channels = call_.groups * call_.inputs, pixels = in_pixels();
+        codes_ = call_.codes, stride_ = call_.x_stride;
+        if (!call_.floats) return;
+        uint8_t* const to = arena_.take<uint8_t>(pixels * channels);
+        codes_ = to, stride_ = channels;
+        if (counting_) return;
+        parallel_for(chunks(pixels), threads_, [&](int64_t begin, int64_t end) {
+            for (int64_t pixel = begin * chunk; pixel < std::min(end * chunk, pixels); ++pixel)
+                body_.quantize(call_.floats + pixel * call_.x_stride, channels, call_.x_scale, call_.x_zero,
+                               (1 << call_.x_bits) - 1, to + pixel * channels);
+        });
+    }
+
+    // Every tap of a channel, all channels at once.
+    void depthwise() {
+        const int64_t channels = call_.groups, taps = this->taps();
+        int32_t* const weight = arena_.take<int32_t>(taps * channels);
+        uint8_t* const row = arena_.take<uint8_t>(taps);
+        int32_t* const lines = arena_.take<int32_t>(threads_ * channels);
+        if (counting_) return;
+        const int64_t row_bytes = packed_bytes(taps, call_.w_bits);
+        for (int64_t c = 0; c < channels; ++c) {
+            body_.unpack(call_.weight + c * row_bytes, taps, call_.w_bits, row);
+            for (int64_t tap = 0; tap < taps; ++tap) weight[tap * channels + c] = multiple() * row[tap] - zero_of(c);
+            offset_[c] = 0;  // the zeros are taken off at once
+        }
+        LowbitFinish finish = finish_of(0);
+        finish.row_factor = nullptr, finish.shift = 0, finish.wide = false;
+        parallel_for(call_.batch * call_.out_height, threads_, [&](int64_t begin, int64_t end, int slot) {
+            int32_t* const acc = lines + slot * channels;
+            for (int64_t pixel = begin * call_.out_width; pixel < end * call_.out_width; ++pixel) {
+                std::fill(acc, acc + channels, 0);
+                for_taps(pixel, [&](int64_t tap, int64_t from) {
+                    if (from >= 0)
+                        body_.depthwise(codes_ + from * stride_, call_.x_zero, weight + tap * channels, channels, acc);
+                });
+                body_.finish(finish, {1, 0, channels, acc, channels, nullptr, pixel * channels, channels});
+            }
+        });
+    }
+
+    // Calls visit(tap, pixel of x, or -1 outside of the map) for an output pixel.
+    template <typename Visit>
+    void for_taps(int64_t pixel, const Visit& visit) const {
+        const int64_t column = pixel % call_.out_width, line = pixel / call_.out_width;
+        const int64_t image = line / call_.out_height * call_.in_height;
+        const int64_t top = line % call_.out_height * call_.stride.height - call_.padding.height;
+        const int64_t left = column * call_.stride.width - call_.padding.width;
+        int64_t tap = 0;
+        for (int i = 0; i < call_.kernel.height; ++i) {
+            const int64_t y = top + i * call_.dilation.height;
+            for (int j = 0; j < call_.kernel.width; ++j, ++tap) {
+                const int64_t x = left + j * call_.dilation.width;
+                const bool inside = y >= 0 && y < call_.in_height && x >= 0 && x < call_.in_width;
+                visit(tap, inside ? (image + y) * call_.in_width + x : -1);
+            }
+        }
+    }
+
+    // A few rows by packed weights as they are.
+    void rows() {
+        const int64_t rows = call_.pixels(), k = call_.k(), outputs = call_.outputs;
+        const int64_t part = k / call_.scale_groups;
+        int8_t* const centred = arena_.take<int8_t>(rows * k);
+        int32_t* const row_sums = arena_.take<int32_t>(rows * call_.scale_groups);
+        int32_t* const acc = arena_.take<int32_t>(outputs);
+        float* const lines = arena_.take<float>(call_.scale_groups > 1 ? outputs : 0);
+        if (counting_) return;
+        for (int64_t row = 0; row < rows; ++row) {
+            const uint8_t* const codes = codes_ + row * stride_;
+            for (int64_t i = 0; i < k; ++i) centred[row * k + i] = static_cast<int8_t>(codes[i] - 128);
+            for (int64_t group = 0; group < call_.scale_groups; ++group)
+                row_sums[row * call_.scale_groups + group] = body_.sum(codes + group * part, part);
+        }
+        constexpr int64_t step = 32;  // outputs
+        const int64_t row_bytes = packed_bytes(k, call_.w_bits);
+        for (int64_t row = 0; row < rows; ++row) {
+            parallel_for((outputs + step - 1) / step, threads_, [&](int64_t begin, int64_t end) {
+                const int64_t first = begin * step, last = std::min(end * step, outputs);
+                for (int64_t group = 0; group < call_.scale_groups; ++group) {
+                    const PackedRows weight{call_.weight + group * part * call_.w_bits / 8, row_bytes, part, call_.w_bits};
+                    body_.row({centred + row * k + group * part, weight, call_.sums + group * outputs, first, last, acc});
+                    const FinishRows done{1, first, last - first, acc + first, outputs,
+                                          row_sums + row * call_.scale_groups + group, row * outputs, outputs};
+                    finish_group(group, done, lines ? lines + first : nullptr);
+                }
+            });
+        }
+    }
+
+    void finish_group(int64_t group, const FinishRows& done, float* lines) const {
+        const LowbitFinish finish = finish_of(group);
+        if (call_.scale_groups == 1) return body_.finish(finish, done);
+        body_.add_scaled(finish, done, lines, group == 0);
+        if (group + 1 == call_.scale_groups) body_.finish_lines(finish, done, lines);
+    }
+
+    void products() {
+        const int64_t outputs = call_.outputs, k = call_.k(), part = k / call_.scale_groups;
+        lanes_ = by_bits() ? body_.bit_lanes : body_.lanes;
+        const int64_t vectors = (outputs + lanes_ - 1) / lanes_, widest = by_bits() ? body_.bit_panel : body_.panel;
+        panels_ = (vectors + widest - 1) / widest;
+        words_ = (call_.inputs + 63) / 64;
+        record_ = by_bits() ? call_.x_bits * words_ * 8 : call_.inputs;
+        steps_ = (part + 3) / 4;
+        row_ = by_bits() ? taps() * record_ : (k + 3) / 4 * 4;
+        const bool in_place = taps() == 1 && call_.stride.height == 1 && call_.stride.width == 1 &&
+                              call_.padding.height == 0 && call_.padding.width == 0 && (by_bits() || k % 4 == 0);
+        const int64_t width = widest * lanes_;
+        // The bytes, or the words of all planes, of one column.
+        const int64_t column = by_bits() ? call_.w_bits * taps() * words_ * 8 : call_.scale_groups * steps_ * 4;
+
+        constexpr int64_t block_bytes = 192 << 10;
+        const int64_t most = std::clamp<int64_t>(block_bytes / std::max<int64_t>(row_, 1) / 24 * 24, 24, 96);
+        const int64_t pixels = call_.pixels(), blocks = (pixels + most - 1) / most;
+        const int64_t enough = 4 * threads_;
+        const int64_t cuts = std::clamp<int64_t>((enough + blocks - 1) / blocks, 1, panels_);
+
+        uint8_t* const panels = arena_.take<uint8_t>(vectors * lanes_ * column);
+        uint8_t* const planes = arena_.take<uint8_t>(by_bits() ? in_pixels() * record_ : 0);
+        int32_t* const pixel_sums = arena_.take<int32_t>(in_pixels() * call_.scale_groups);
+        uint8_t* const outside = arena_.take<uint8_t>(record_ + 64);
+        const int64_t rounded = (k + 63) / 64 * 64;
+        const int64_t scratch = by_bits() ? rounded + 64 * words_ : lanes_ * ((part + 63) / 64 * 64);
+        const int64_t sums = most * call_.scale_groups;
+        uint8_t* const scratches = arena_.take<uint8_t>(threads_ * scratch);
+        uint8_t* const gathered = arena_.take<uint8_t>(in_place ? 0 : threads_ * most * row_);
+        int32_t* const accs = arena_.take<int32_t>(threads_ * most * width);
+        float* const lines = arena_.take<float>(call_.scale_groups > 1 ? threads_ * most * width : 0);
+        int32_t* const row_sums = arena_.take<int32_t>(threads_ * sums);
+        if (counting_) return;
+
+        for (int64_t group = 0; group < call_.groups; ++group) {
+            pack_panels(group, panels, column, scratches, scratch);
+            prepare_pixels(group, planes, pixel_sums);
+            const uint8_t* const source = by_bits() ? planes : codes_ + group * call_.inputs;
+            const int64_t stride = by_bits() ? record_ : stride_;
+            make_outside(outside);
+            parallel_for(blocks * cuts, threads_, [&](int64_t begin, int64_t end, int slot) {
+                for (int64_t task = begin; task < end; ++task) {
+                    const int64_t first = pixels * (task / cuts) / blocks, last = pixels * (task / cuts + 1) / blocks;
+                    const int64_t cut = task % cuts;
+                    int32_t* const own_sums = row_sums + slot * sums;
+                    uint8_t* const own = gathered + slot * most * row_;
+                    if (!in_place) gather(first, last, source, stride, outside, own);
+                    if (any_factor_) sum_rows(first, last, pixel_sums, own_sums);
+                    const uint8_t* const a = in_place ? source + first * stride : own;
+                    for (int64_t panel = panels_ * cut / cuts; panel < panels_ * (cut + 1) / cuts; ++panel)
+                        multiply(group, panel, first, last, a, in_place ? stride : row_, panels, column, own_sums,
+                                 accs + slot * most * width, lines + (call_.scale_groups > 1 ? slot * most * width : 0));
+                }
+            });
+        }
+    }
+
+    // Panels are vectors spread evenly.
+    int64_t first_vector(int64_t panel) const { return (call_.outputs + lanes_ - 1) / lanes_ * panel / panels_; }
+
+    void pack_panels(int64_t group, uint8_t* panels, int64_t column, uint8_t* scratches, int64_t scratch) {
+        const int64_t row_bytes = packed_bytes(call_.k(), call_.w_bits), part = call_.k() / call_.scale_groups;
+        const uint8_t* const weight = call_.weight + group * call_.outputs * row_bytes;
+        const int half = 1 << (call_.w_bits - 1);
+        parallel_for(panels_, call_.outputs * call_.k() > 16384 ? threads_ : 1, [&](int64_t begin, int64_t end, int slot) {
+            for (int64_t panel = begin; panel < end; ++panel) {
+                const int64_t vector = first_vector(panel), first = vector * lanes_;
+                const int vectors = static_cast<int>(first_vector(panel + 1) - vector);
+                const int64_t count = std::min(vectors * lanes_, call_.outputs - first);
+                uint8_t* const own = scratches + slot * scratch;
+                if (by_bits()) {
+                    body_.pack_bits({weight, row_bytes, call_.k(), call_.w_bits, taps()}, first, count, vectors, own,
+                                    reinterpret_cast<uint64_t*>(panels + first * column));
+                    continue;
+                }
+                for (int64_t i = 0; i < call_.scale_groups; ++i)
+                    body_.pack_dots({weight + i * part * call_.w_bits / 8, row_bytes, part, call_.w_bits}, first, count,
+                                    vectors, half, own,
+                                    reinterpret_cast<int8_t*>(panels + first * column + i * steps_ * 4 * vectors * lanes_));
+            }
+        });
+    }
+
+    // Bit planes of the pixels, and the sums of their codes.
+    void prepare_pixels(int64_t group, uint8_t* planes, int32_t* sums) {
+        if (!by_bits() && !any_factor_) return;
+        const int64_t pixels = in_pixels(), part = call_.inputs / call_.scale_groups;
+        parallel_for(chunks(pixels), threads_, [&](int64_t begin, int64_t end) {
+            for (int64_t pixel = begin * chunk; pixel < std::min(end * chunk, pixels); ++pixel) {
+                const uint8_t* const codes = codes_ + pixel * stride_ + group * call_.inputs;
+                if (by_bits())
+                    body_.planes(codes, call_.inputs, call_.x_bits, words_,
+                                 reinterpret_cast<uint64_t*>(planes + pixel * record_));
+                for (int64_t i = 0; any_factor_ && i < call_.scale_groups; ++i)
+                    sums[pixel * call_.scale_groups + i] = body_.sum(codes + i * part, part);
+            }
+        });
+    }
+
+    // The record of a pixel outside of the map: zeros of x.
+    void make_outside(uint8_t* to) {
+        if (!by_bits()) return static_cast<void>(std::fill(to, to + record_, static_cast<uint8_t>(call_.x_zero)));
+        uint64_t* const words = reinterpret_cast<uint64_t*>(to);
+        for (int plane = 0; plane < call_.x_bits; ++plane)
+            for (int64_t word = 0; word < words_; ++word) {
+                const int64_t bits = std::min<int64_t>(64, call_.inputs - 64 * word);
+                const uint64_t ones = bits == 64 ? ~uint64_t{0} : (uint64_t{1} << bits) - 1;
+                words[plane * words_ + word] = call_.x_zero >> plane & 1 ? ones : 0;
+            }
+    }
+
+    void gather(int64_t first, int64_t last, const uint8_t* source, int64_t stride, const uint8_t* outside,
+                uint8_t* to) const {
+        const int64_t used = taps() * record_, width = call_.kernel.width;
+        for (int64_t pixel = first; pixel < last; ++pixel, to += row_) {
+            int64_t run_tap = 0, run = 0;  // taps that follow each other in x as they do here
+            const uint8_t* run_from = nullptr;
+            for_taps(pixel, [&](int64_t tap, int64_t from) {
+                const uint8_t* const record = from < 0 ? outside : source + from * stride;
+                if (run && from >= 0 && record == run_from + run * record_ && tap % width) {
+                    ++run;
+                    return;
+                }
+                if (run) body_.copy(to + run_tap * record_, run_from, run * record_);
+                run_tap = tap, run = 1, run_from = record;
+            });
+            body_.copy(to + run_tap * record_, run_from, run * record_);
+            std::fill(to + used, to + row_, uint8_t{0});
+        }
+    }
+
+    void sum_rows(int64_t first, int64_t last, const int32_t* pixel_sums, int32_t* to) const {
+        const int64_t groups = call_.scale_groups, rows = last - first;
+        const int32_t outside = static_cast<int32_t>(call_.inputs) * call_.x_zero;
+        for (int64_t row = 0; row < rows; ++row)
+            for (int64_t i = 0; i < groups; ++i) {
+                int32_t sum = 0;
+                for_taps(first + row, [&](int64_t, int64_t from) {
+                    sum += from < 0 ? outside : pixel_sums[from * groups + i];
+                });
+                to[i * rows + row] = sum;
+            }
+    }
+
+    void multiply(int64_t group, int64_t panel, int64_t first, int64_t last, const uint8_t* a, int64_t a_m,
+                  const uint8_t* panels, int64_t column, const int32_t* row_sums, int32_t* acc, float* lines) const {
+        const int64_t vector = first_vector(panel), n0 = vector * lanes_, rows = last - first;
+        const int vectors = static_cast<int>(first_vector(panel + 1) - vector);
+        const int64_t width = vectors * lanes_, part = call_.k() / call_.scale_groups;
+        const int64_t all = call_.groups * call_.outputs;
+        const uint8_t* const b = panels + n0 * column;
+        for (int64_t i = 0; i < call_.scale_groups; ++i) {
+            if (by_bits()) {
+                body_.bits({rows, taps(), words_, call_.x_bits, call_.w_bits, reinterpret_cast<const uint64_t*>(a),
+                            a_m / 8, reinterpret_cast<const uint64_t*>(b), vectors, acc, width});
+            } else {
+                body_.dots({rows, steps_, a + i * part, a_m, reinterpret_cast<const int8_t*>(b + i * steps_ * 4 * width),
+                            vectors, acc, width, call_.x_bits + call_.w_bits > 15});
+            }
+            finish_group(i, {rows, group * call_.outputs + n0, std::min(width, call_.outputs - n0), acc, width,
+                             row_sums + i * rows, first * all, all},
+                         lines);
+        }
+    }
+
+    static constexpr int64_t chunk = 64;  // pixels
+    static int64_t chunks(int64_t pixels) { return (pixels + chunk - 1) / chunk; }
+
+    const LowbitConv2d& call_;
+    LowbitBody body_;
+    Arena arena_;
+    bool counting_;
+    int threads_;
+    int32_t* row_factor_ = nullptr;
+    int64_t* offset_ = nullptr;
+    bool any_factor_ = false, wide_ = false;
+    const uint8_t* codes_ = nullptr;
+    int64_t stride_ = 0;
+    int64_t lanes_ = 0, panels_ = 0, words_ = 0, record_ = 0, steps_ = 0, row_ = 0;
+};
+
+}  // namespace
+
+size_t lowbit_conv2d_workspace(Isa isa, const LowbitConv2d& call, int threads) {
+    return Convolution(isa, call, nullptr, threads).run();
+}
+
+void lowbit_conv2d(Isa isa, const LowbitConv2d& call, void* workspace, int threads) {
+    Convolution(isa, call, workspace, threads).run();
+}
+
+}  // namespace spos

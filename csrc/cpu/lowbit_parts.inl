@@ -1,0 +1,174 @@
+// What surrounds the products of low-bit operations: plain loops that the compiler turns into each instruction set's
+// vectors, included by the per-instruction-set files.
+//
+// Order     Float operations are written one by one and compiled without contraction: the results have the same bits
+//           everywhere.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/lowbit_body.h"
+
+namespace spos {
+namespace {
+
+// Code by code, for every instruction set; reads no byte behind the row's last.
+inline void unpack_codes(const uint8_t* from, int64_t count, int bits, uint8_t* to) {
+    const int64_t bytes = packed_bytes(count, bits);
+    const unsigned mask = (1u << bits) - 1;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t bit = i * bits, byte = bit / 8;
+        const unsigned two = from[byte] | (byte + 1 < bytes ? from[byte + 1] << 8 : 0);
+        to[i] = static_cast<uint8_t>(two >> bit % 8 & mask);
+    }
+}
+
+inline void planes_of_codes(const uint8_t* codes, int64_t count, int bits, int64_t words, uint64_t* to) {
+    std::fill(to, to + bits * words, uint64_t{0});
+    for (int64_t i = 0; i < count; ++i)
+        for (int plane = 0; plane < bits; ++plane)
+            to[plane * words + i / 64] |= static_cast<uint64_t>(codes[i] >> plane & 1) << i % 64;
+}
+
+inline int32_t sum_codes(const uint8_t* codes, int64_t count) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += codes[i];
+    return sum;
+}
+
+// The float nearest to an integer, half to even, for numbers of at most some thousand.
+inline float nearest(float value) {
+    constexpr float large = 12582912;  // 1.5 * 2^23: its last digit is one
+    return (value + large) - large;
+}
+
+inline uint8_t code_of(float value, float scale, float low, float high, float zero) {
+    const float steps = value / scale;
+    const float above = steps > low ? steps : low;  // NaN becomes low
+    return static_cast<uint8_t>(static_cast<int32_t>(nearest(above < high ? above : high) + zero));
+}
+
+inline void quantize_floats(const float* x, int64_t count, float scale, int zero, int most, uint8_t* to) {
+    const float low = static_cast<float>(-zero), high = static_cast<float>(most - zero);
+    for (int64_t i = 0; i < count; ++i) to[i] = code_of(x[i], scale, low, high, static_cast<float>(zero));
+}
+
+inline void copy_bytes(uint8_t* to, const uint8_t* from, int64_t bytes) {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+
+inline void depthwise_tap(const uint8_t* a, int zero, const int32_t* w, int64_t channels, int32_t* acc) {
+    for (int64_t c = 0; c < channels; ++c) acc[c] += (a[c] - zero) * w[c];
+}
+
+inline void row_product(const RowProduct& call) {
+    constexpr int64_t chunk = 512;
+    uint8_t codes[chunk];
+    for (int64_t n = call.first; n < call.end; ++n) {
+        const uint8_t* const from = call.weight.data + n * call.weight.row_bytes;
+        int32_t sum = 0;
+        for (int64_t k = 0; k < call.weight.k; k += chunk) {
+            const int64_t count = std::min(chunk, call.weight.k - k);
+            unpack_codes(from + k * call.weight.bits / 8, count, call.weight.bits, codes);
+            for (int64_t i = 0; i < count; ++i) sum += call.a[k + i] * codes[i];
+        }
+        call.to[n] = sum + 128 * call.sums[n];
+    }
+}
+
+constexpr int64_t finish_width = 64;  // columns at a time, in L1
+
+// S of one row as floats, in modular 32 bits unless it may be wider.
+template <bool Wide>
+inline void exact_sums(const LowbitFinish& how, const int32_t* acc, int32_t row_sum, int64_t first, int64_t count,
+                       int64_t at, float* line) {
+    using S = std::conditional_t<Wide, int64_t, int32_t>;
+    using U = std::make_unsigned_t<S>;
+    S exact[finish_width];
+    const int64_t* const offset = how.offset + first;
+    if (how.row_factor) {
+        const int32_t* const factor = how.row_factor + first;
+        for (int64_t c = 0; c < count; ++c)
+            exact[c] = static_cast<S>((static_cast<U>(static_cast<S>(acc[c])) << how.shift) +
+                                      static_cast<U>(static_cast<S>(row_sum)) * static_cast<U>(static_cast<S>(factor[c])) +
+                                      static_cast<U>(offset[c]));
+    } else {
+        for (int64_t c = 0; c < count; ++c)
+            exact[c] = static_cast<S>((static_cast<U>(static_cast<S>(acc[c])) << how.shift) + static_cast<U>(offset[c]));
+    }
+    if (how.sums)
+        for (int64_t c = 0; c < count; ++c) how.sums[at + first + c] = exact[c];
+    for (int64_t c = 0; c < count; ++c) line[c] = static_cast<float>(exact[c]);
+}
+
+inline void sums_of_row(const LowbitFinish& how, const FinishRows& rows, int64_t row, int64_t from, int64_t count,
+                        float* line) {
+    const int32_t* const acc = rows.acc + row * rows.acc_m + from;
+    const int32_t row_sum = rows.row_sums ? rows.row_sums[row] : 0;
+    const int64_t at = rows.at + row * rows.stride;
+    if (how.wide)
+        exact_sums<true>(how, acc, row_sum, rows.first + from, count, at, line);
+    else
+        exact_sums<false>(how, acc, row_sum, rows.first + from, count, at, line);
+}
+
+// line: S times its multiplier, for columns `first` and up; `at`: where the row lies.
+inline void finish_line(const LowbitFinish& how, int64_t first, int64_t count, int64_t at, float* line) {
+    if (how.bias)
+        for (int64_t c = 0; c < count; ++c) line[c] = line[c] + how.bias[first + c];
+    if (how.residual)
+        for (int64_t c = 0; c < count; ++c) line[c] = line[c] + how.residual[at + first + c];
+    if (how.residual_codes)
+        for (int64_t c = 0; c < count; ++c)
+            line[c] = line[c] + how.residual_scale *
+                                    static_cast<float>(how.residual_codes[at + first + c] - how.residual_zero);
+    if (how.relu)
+        for (int64_t c = 0; c < count; ++c) line[c] = line[c] < 0 ? 0 : line[c];
+    if (how.y) std::copy(line, line + count, how.y + at + first);
+    if (how.codes) quantize_floats(line, count, how.out_scale, how.out_zero, how.out_most, how.codes + at + first);
+}
+
+inline void finish_rows(const LowbitFinish& how, const FinishRows& rows) {
+    float line[finish_width];
+    for (int64_t row = 0; row < rows.rows; ++row)
+        for (int64_t from = 0; from < rows.count; from += finish_width) {
+            const int64_t count = std::min(finish_width, rows.count - from);
+            sums_of_row(how, rows, row, from, count, line);
+            if (!how.multiplier) continue;
+            const float* const multiplier = how.multiplier + rows.first + from;
+            for (int64_t c = 0; c < count; ++c) line[c] = line[c] * multiplier[c];
+            finish_line(how, rows.first + from, count, rows.at + row * rows.stride, line);
+        }
+}
+
+inline void add_scaled_rows(const LowbitFinish& how, const FinishRows& rows, float* lines, bool start) {
+    float line[finish_width];
+    for (int64_t row = 0; row < rows.rows; ++row)
+        for (int64_t from = 0; from < rows.count; from += finish_width) {
+            const int64_t count = std::min(finish_width, rows.count - from);
+            sums_of_row(how, rows, row, from, count, line);
+            const float* const multiplier = how.multiplier + rows.first + from;
+            float* const to = lines + row * rows.acc_m + from;
+            if (start)
+                for (int64_t c = 0; c < count; ++c) to[c] = line[c] * multiplier[c];
+            else
+                for (int64_t c = 0; c < count; ++c) to[c] = to[c] + line[c] * multiplier[c];
+        }
+}
+
+inline void finish_line_rows(const LowbitFinish& how, const FinishRows& rows, float* lines) {
+    for (int64_t row = 0; row < rows.rows; ++row)
+        finish_line(how, rows.first, rows.count, rows.at + row * rows.stride, lines + row * rows.acc_m);
+}
+
+template <class V>
+LowbitBody make_lowbit_body() {
+    return {V::lanes,      V::panel,        V::bit_lanes,    V::bit_panel,     pack_dots<V>, dots<V>,
+            pack_bits<V>,  bits<V>,         V::row,          V::unpack,        V::planes,    V::sum,
+            quantize_floats, V::copy,       depthwise_tap,   finish_rows,      add_scaled_rows, finish_line_rows};
+}
+
+}  // namespace
+}  // namespace spos

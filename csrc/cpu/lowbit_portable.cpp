@@ -1,0 +1,95 @@
+// The portable body of lowbit_body.h, and the choice among the bodies.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "cpu/lowbit_dots.inl"
+#include "cpu/lowbit_bits.inl"
+#include "cpu/lowbit_parts.inl"
+
+namespace spos {
+namespace {
+
+struct LowbitPortable {
+    static constexpr int lanes = 4, panel = 2, bit_lanes = 1, bit_panel = 2, bit_tile_rows = 2;
+    static constexpr bool saturates = false;
+    static constexpr int tile_rows(int) { return 3; }
+
+    struct Sum {
+        int32_t lane[lanes];
+    };
+    struct Bytes {
+        int8_t lane[4 * lanes];
+    };
+    struct Quad {
+        uint8_t byte[4];
+    };
+    static Sum zero() { return {}; }
+    static Sum load(const int32_t* from) { return copy_of<Sum>(from); }
+    static void store(int32_t* to, Sum value) { std::memcpy(to, &value, sizeof value); }
+    static Bytes bytes(const int8_t* from) { return copy_of<Bytes>(from); }
+    static Quad quad(const uint8_t* from) { return copy_of<Quad>(from); }
+    template <bool>
+    static Sum dot(Sum sum, Quad a, Bytes b) {
+        for (int i = 0; i < lanes; ++i)
+            for (int k = 0; k < 4; ++k) sum.lane[i] += a.byte[k] * b.lane[4 * i + k];
+        return sum;
+    }
+    static void interleave(const uint8_t* rows, int64_t row, int64_t steps, int half, int8_t* to, int64_t to_step) {
+        for (int64_t step = 0; step < steps; ++step)
+            for (int lane = 0; lane < lanes; ++lane)
+                for (int k = 0; k < 4; ++k)
+                    to[step * to_step + 4 * lane + k] = static_cast<int8_t>(rows[lane * row + 4 * step + k] - half);
+    }
+
+    using Counts = uint64_t;
+    static Counts no_counts() { return 0; }
+    static Counts twice(Counts value) { return 2 * value; }
+    static Counts words(const uint64_t* from) { return *from; }
+    static Counts word(const uint64_t* from) { return *from; }
+    static Counts count(Counts sum, Counts a, Counts b) {
+        return sum + static_cast<uint64_t>(__builtin_popcountll(a & b));
+    }
+    static void store_counts(int32_t* to, Counts value) { *to = static_cast<int32_t>(value); }
+
+    static void unpack(const uint8_t* from, int64_t count, int bits, uint8_t* to) {
+        unpack_codes(from, count, bits, to);
+    }
+    static void planes(const uint8_t* codes, int64_t count, int bits, int64_t words, uint64_t* to) {
+        planes_of_codes(codes, count, bits, words, to);
+    }
+    static int32_t sum(const uint8_t* codes, int64_t count) { return sum_codes(codes, count); }
+    static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) { copy_bytes(to, from, bytes); }
+    static void row(const RowProduct& call) { row_product(call); }
+
+  private:
+    template <typename R>
+    static R copy_of(const void* from) {
+        R result;
+        std::memcpy(&result, from, sizeof result);
+        return result;
+    }
+};
+
+#if defined(__x86_64__)
+bool has_vnni() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+    constexpr unsigned wanted = bit_AVX512VBMI | bit_AVX512VNNI | bit_AVX512VPOPCNTDQ;
+    return (ecx & wanted) == wanted;
+}
+#endif
+
+}  // namespace
+
+LowbitBody lowbit_body([[maybe_unused]] Isa isa) {
+#if defined(__x86_64__)
+    // Asked once: the instruction traps in a virtual machine.
+    static const bool vnni = has_vnni();
+    if (isa == Isa::avx512 && vnni) return lowbit_body_avx512vnni();
+    if (isa != Isa::portable) return lowbit_body_avx2();
+#endif
+    return make_lowbit_body<LowbitPortable>();
+}
+
+}  // namespace spos

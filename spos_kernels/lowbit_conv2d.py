@@ -1,0 +1,361 @@
+"""Convolution of quantized activations by packed weights, computed on integers.
+
+    S[p, n] = Σ over taps and inputs of (x_code − x_zero) · (w_code − w_zero[n])          exact
+    y = relu(float(S) · (x_scale · scale[n]) + bias[n] + residual)                        each step rounded to float32
+    code = clamp(round(y / out_scale) + out_zero, 0, 2^out_bits − 1)                      half to even
+
+Taps outside of the map give nothing. Where a zero of the weights is an odd multiple of ½ (DoReFa's), S is doubled to
+stay whole, and the scale halved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spos_kernels import _C
+from spos_kernels.backends import ISA, resolve_backend, threads_for
+from spos_kernels.layout import as_nhwc
+from spos_kernels.lowbit_plans import choose
+from spos_kernels.packing import PackedWeight, check_bits, check_weight, unpack_weight
+
+__all__ = ["Requantize", "lowbit_conv2d", "lowbit_conv2d_reference"]
+
+Pair = tuple[int, int]
+
+
+class Requantize(NamedTuple):
+    """How a result becomes the codes that the next layer reads: see the module. scale > 0, bits 1 to 8."""
+
+    scale: float
+    bits: int = 8
+    zero_point: int = 0
+
+
+class Geometry(NamedTuple):
+    """Sizes of a convolution: of the batch, the maps, one group's channels, and its pairs."""
+
+    batch: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    groups: int
+    inputs: int
+    outputs: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+
+class Call(NamedTuple):
+    """One checked call: x and residual as rows of pixels."""
+
+    x: Tensor
+    weight: PackedWeight
+    geometry: Geometry
+    quantizer: Requantize  # of x
+    bias: Tensor | None
+    residual: Tensor | None
+    residual_quantizer: Requantize | None
+    relu: bool
+    out: Requantize | None
+    keep: bool
+
+
+def lowbit_conv2d(
+    x: Tensor,
+    weight: PackedWeight,
+    *,
+    x_quantizer: Requantize = Requantize(1.0),
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_quantizer: Requantize | None = None,
+    relu: bool = False,
+    out_quantizer: Requantize | None = None,
+    keep_float: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Convolve codes by packed codes, and make of the sums what the next layer needs. Not differentiable.
+
+    x: uint8 codes [N, C, H, W] of x_quantizer.bits bits, or float32, which is quantized on the way. channels_last
+        tensors, and slices of their channels, are read in place.
+    weight: of shape (O, C / groups, kh, kw), from `pack_weight`; a batch normalisation goes into its scale and `bias`.
+    bias: float32 [O]. residual: what is added, [N, O, H', W'], float32, or uint8 codes with `residual_quantizer`.
+    out_quantizer: return the result as codes instead. keep_float: return (float32, codes).
+
+    Returns float32 [N, O, H', W'] in channels_last memory, or uint8 codes, or both. Where the weight has no scale, the
+    sums S themselves, int64 (twice the sums if a zero is an odd multiple of ½), and no other option is accepted.
+
+    The sums are exact, and the float steps have the same bits for every instruction set, method and number of threads.
+    The method is chosen by measurement at the first call of a shape (`lowbit_plans`). C / groups · kh · kw is limited to
+    what a sum of 32 bits holds: 65,793 at 8 by 8 bits.
+
+    Raises TypeError or ValueError, naming the argument.
+    """
+    call = _check(x, weight, x_quantizer, stride, padding, dilation, groups, bias, residual, residual_quantizer, relu,
+                  out_quantizer, keep_float)  # fmt: skip
+    results = run(call) if resolve_backend(x) == "cpu" else run_reference(call)
+    return _shaped(results, call.geometry)
+
+
+def lowbit_conv2d_reference(
+    x: Tensor,
+    weight: PackedWeight,
+    *,
+    x_quantizer: Requantize = Requantize(1.0),
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_quantizer: Requantize | None = None,
+    relu: bool = False,
+    out_quantizer: Requantize | None = None,
+    keep_float: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`lowbit_conv2d` in plain PyTorch: same arguments, result to the bit, and errors."""
+    call = _check(x, weight, x_quantizer, stride, padding, dilation, groups, bias, residual, residual_quantizer, relu,
+                  out_quantizer, keep_float)  # fmt: skip
+    return _shaped(run_reference(call), call.geometry)
+
+
+def run(call: Call) -> list[Tensor]:
+    """Run a checked call on the kernels; the results as rows of pixels."""
+    geometry, weight = call.geometry, call.weight
+    outputs = geometry.groups * geometry.outputs
+    pixels = geometry.batch * geometry.out_height * geometry.out_width
+    shift = int(bool((weight.twice_zero & 1).any()))
+    multiplier = None if weight.scale is None else weight.scale * (call.quantizer.scale / 2**shift)
+
+    def wanted(on: bool, dtype: torch.dtype) -> Tensor | None:
+        return torch.empty(pixels, outputs, dtype=dtype) if on else None
+
+    sums = wanted(multiplier is None, torch.int64)
+    codes = wanted(call.out is not None, torch.uint8)
+    y = wanted(multiplier is not None and (codes is None or call.keep), torch.float32)
+    out = call.out or Requantize(1.0)
+    beside = call.residual_quantizer
+    sizes = (*geometry[:8], *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation)
+    numbers = (call.quantizer.bits, call.quantizer.zero_point, weight.bits, shift, out.zero_point, out.bits,
+               beside.zero_point if beside else 0)  # fmt: skip
+    scales = (call.quantizer.scale if call.x.dtype == torch.float32 else None, beside.scale if beside else None,
+              None if call.out is None else out.scale)  # fmt: skip
+    products = pixels * outputs * geometry.inputs * geometry.kernel[0] * geometry.kernel[1]
+    threads = threads_for(products // 4)
+    tensors = (call.x, weight.packed, weight.sums, weight.twice_zero, multiplier, call.bias, call.residual)
+
+    def work(method: int) -> None:
+        _C.lowbit_conv2d(*tensors, sums, y, codes, sizes, numbers, scales, call.relu, method, ISA, threads)
+
+    key = (*sizes, weight.sums.shape[0], call.quantizer.bits, weight.bits, ISA.name, threads)
+    work(choose(key, _methods(geometry, weight, call.quantizer.bits), work))
+    return [t for t in (sums, y, codes) if t is not None]
+
+
+def _methods(geometry: Geometry, weight: PackedWeight, x_bits: int) -> list[str]:
+    """Return the methods that can run a call and might be the fastest."""
+    pixels = geometry.batch * geometry.out_height * geometry.out_width
+    methods = ["dots"]
+    if geometry.groups > 1 and geometry.inputs == 1 and geometry.outputs == 1:
+        return methods  # a kernel of its own
+    most_products, most_rows = 4, 8
+    if weight.bits * x_bits <= most_products and weight.sums.shape[0] == 1:
+        methods.append("bits")
+    same = geometry.kernel == geometry.stride == (1, 1) and geometry.padding == (0, 0) and geometry.groups == 1
+    if same and pixels <= most_rows:
+        methods.append("row")
+    return methods
+
+
+def run_reference(call: Call) -> list[Tensor]:
+    """Run a checked call in plain PyTorch: whole numbers in float64, which holds them exactly, then float32."""
+    geometry, weight = call.geometry, call.weight
+    codes = call.x
+    if codes.dtype == torch.float32:
+        codes = _codes(codes, call.quantizer)
+    elif codes.numel() and int(codes.max()) >> call.quantizer.bits:
+        raise ValueError("x: has codes of more than x_bits bits")
+    pixels = codes.to(torch.float64) - call.quantizer.zero_point
+    image = pixels.view(geometry.batch, geometry.height, geometry.width, -1).permute(0, 3, 1, 2)
+    shift = int(bool((weight.twice_zero & 1).any()))
+    whole = unpack_weight(weight).to(torch.float64).view(*weight.shape[:2], *geometry.kernel) * 2**shift
+    zeros = weight.twice_zero.to(torch.float64) / (1 if shift else 2)
+    count = zeros.shape[0]
+    part = geometry.inputs // count
+    y = torch.zeros(())
+    for group in range(count):
+        inputs = slice(group * part, (group + 1) * part) if count > 1 else slice(None)
+        found = F.conv2d(image[:, inputs], whole[:, inputs] - zeros[group][:, None, None, None], None, geometry.stride,
+                         geometry.padding, geometry.dilation, geometry.groups)  # fmt: skip
+        sums = found.permute(0, 2, 3, 1).reshape(-1, whole.shape[0]).to(torch.int64)
+        if weight.scale is None:
+            return [sums]
+        scaled = sums.to(torch.float32) * (weight.scale[group] * (call.quantizer.scale / 2**shift))
+        y = y + scaled if group else scaled
+    if call.bias is not None:
+        y = y + call.bias
+    if call.residual is not None:
+        beside = call.residual_quantizer
+        floats = call.residual
+        if beside is not None:
+            floats = (floats.to(torch.int32) - beside.zero_point).to(torch.float32) * beside.scale
+        y = y + floats
+    y = y.clamp(min=0) if call.relu else y
+    if call.out is None:
+        return [y]
+    return [y, _codes(y, call.out)] if call.keep else [_codes(y, call.out)]
+
+
+def _codes(x: Tensor, how: Requantize) -> Tensor:
+    steps = torch.round(x / torch.tensor(how.scale, dtype=torch.float32)) + how.zero_point
+    return steps.nan_to_num(nan=0.0).clamp(0, 2**how.bits - 1).to(torch.uint8)
+
+
+def _shaped(results: list[Tensor], geometry: Geometry) -> Tensor | tuple[Tensor, Tensor]:
+    shape = (geometry.batch, geometry.out_height, geometry.out_width, geometry.groups * geometry.outputs)
+    maps = [rows.view(shape).permute(0, 3, 1, 2) for rows in results]
+    return maps[0] if len(maps) == 1 else (maps[0], maps[1])
+
+
+def check_quantizer(how: Requantize, name: str) -> Requantize:
+    """Return a quantizer with a plain float scale. Raises TypeError or ValueError, naming it."""
+    if not isinstance(how, Requantize):
+        raise TypeError(f"{name} is a {type(how).__name__}: expected a Requantize")
+    check_bits(how.bits, f"{name}.bits")
+    scale = torch.tensor(float(how.scale), dtype=torch.float32)
+    if not (bool(torch.isfinite(scale)) and float(scale) > 0):
+        raise ValueError(f"{name}.scale = {how.scale!r}: expected a finite number above 0")
+    zero = how.zero_point
+    if isinstance(zero, bool) or not isinstance(zero, int) or not 0 <= zero < 2**how.bits:
+        raise ValueError(f"{name}.zero_point = {zero!r}: expected an integer from 0 to {2**how.bits - 1}")
+    return Requantize(float(scale), how.bits, zero)
+
+
+def check_call(
+    x: Tensor,
+    weight: PackedWeight,
+    geometry: Geometry,
+    x_quantizer: Requantize,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    residual_quantizer: Requantize | None,
+    relu: bool,
+    out: Requantize | None,
+    keep: bool,
+    rows: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+) -> Call:
+    """Check what convolution and product have in common. `rows` makes rows of pixels of a tensor shaped like a map."""
+    x_quantizer = check_quantizer(x_quantizer, "x_quantizer")
+    size = geometry.inputs * geometry.kernel[0] * geometry.kernel[1]
+    most = (2**31 - 1) // ((2**x_quantizer.bits - 1) << (weight.bits - 1))
+    if size > most:
+        raise ValueError(
+            f"weight.shape = {list(weight.shape)}: expected at most {most:,} products a sum at {x_quantizer.bits} by "
+            f"{weight.bits} bits, got {size:,}"
+        )
+    options: dict[str, Any] = {"bias": bias, "residual": residual, "residual_quantizer": residual_quantizer,
+                               "out_quantizer": out}  # fmt: skip
+    if weight.scale is None:
+        given = [name for name, value in options.items() if value is not None] + ["relu"] * relu + ["keep_float"] * keep
+        if given:
+            raise ValueError(f"{given[0]} is given for a weight without a scale: expected none")
+    if keep and out is None:
+        raise ValueError("keep_float = True without out_quantizer: the result is float32 already")
+    outputs = geometry.groups * geometry.outputs
+    if bias is not None:
+        _check_tensor(bias, "bias", (torch.float32,), (outputs,))
+        bias = bias.detach().contiguous()
+    if residual_quantizer is not None:
+        residual_quantizer = check_quantizer(residual_quantizer, "residual_quantizer")
+        if residual is None:
+            raise ValueError("residual_quantizer is given without a residual")
+    if residual is not None:
+        dtype = torch.float32 if residual_quantizer is None else torch.uint8
+        _check_tensor(residual, "residual", (dtype,), shape)
+        residual = rows(residual.detach()).contiguous()
+    out = None if out is None else check_quantizer(out, "out_quantizer")
+    return Call(rows(x.detach()), weight, geometry, x_quantizer, bias, residual, residual_quantizer, bool(relu), out,
+                bool(keep))  # fmt: skip
+
+
+def _check_tensor(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}: expected a tensor")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} has dtype {tensor.dtype}: expected {' or '.join(map(str, dtypes))}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}: expected {list(shape)}")
+
+
+def _check(
+    x: Tensor,
+    weight: PackedWeight,
+    x_quantizer: Requantize,
+    stride: int | Pair,
+    padding: int | Pair,
+    dilation: int | Pair,
+    groups: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    residual_quantizer: Requantize | None,
+    relu: bool,
+    out: Requantize | None,
+    keep: bool,
+) -> Call:
+    check_weight(weight, (4,))
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}: expected a tensor")
+    if x.dtype not in (torch.uint8, torch.float32):
+        raise TypeError(f"x has dtype {x.dtype}: expected torch.uint8 or torch.float32")
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {list(x.shape)}: expected [N, C, H, W]")
+    pairs = [
+        _pair(value, name, least)
+        for value, name, least in ((stride, "stride", 1), (padding, "padding", 0), (dilation, "dilation", 1))
+    ]
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
+        raise ValueError(f"groups = {groups!r}: expected a divisor of the weight's {weight.shape[0]} outputs")
+    batch, channels, height, width = x.shape
+    if channels != groups * weight.shape[1]:
+        raise ValueError(f"x has {channels} channels: expected {groups * weight.shape[1]} for weight and groups")
+    kernel = (weight.shape[2], weight.shape[3])
+    out_size = [
+        (size + 2 * pairs[1][i] - pairs[2][i] * (kernel[i] - 1) - 1) // pairs[0][i] + 1
+        for i, size in enumerate((height, width))
+    ]
+    if min(out_size) < 1:
+        raise ValueError(f"x has shape {list(x.shape)}: expected a map that the kernel {list(kernel)} fits in")
+    geometry = Geometry(batch, height, width, out_size[0], out_size[1], groups, weight.shape[1],
+                        weight.shape[0] // groups, kernel, pairs[0], pairs[1], pairs[2])  # fmt: skip
+    shape = (batch, weight.shape[0], *out_size)
+    return check_call(x, weight, geometry, x_quantizer, bias, residual, residual_quantizer, relu, out, keep,
+                      rows_of_map, shape)  # fmt: skip
+
+
+def rows_of_map(x: Tensor) -> Tensor:
+    """Return a map as rows of pixels, [N·H·W, C] with adjacent channels: a view where the pixels lie at one distance."""
+    pixels = as_nhwc(x).permute(0, 2, 3, 1)
+    batch, height, width, channels = pixels.shape
+    try:
+        rows = pixels.view(batch * height * width, channels)
+    except RuntimeError:
+        rows = pixels.reshape(batch * height * width, channels)
+    return rows if channels == 1 or rows.stride(1) == 1 else rows.contiguous()
+
+
+def _pair(value: int | Pair, name: str, least: int) -> Pair:
+    pair = value if isinstance(value, tuple) else (value, value)
+    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or not least <= n < 2**31 for n in pair):
+        raise ValueError(f"{name} = {value!r}: expected an integer from {least}, or a pair of them")
+    return pair

@@ -1,0 +1,96 @@
+"""Product of quantized rows by packed weights, computed on integers: a linear layer, `lowbit_conv2d` of one pixel a row.
+
+    y[m, n] = float(Σ over k of (x_code[m, k] − x_zero) · (w_code[n, k] − w_zero[n])) · (x_scale · scale[n]) + bias[n]
+
+With scales of groups of inputs, y is the sum over the groups of such terms, in their order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from spos_kernels.backends import resolve_backend
+from spos_kernels.lowbit_conv2d import Call, Geometry, Requantize, check_call, run, run_reference
+from spos_kernels.packing import PackedWeight, check_weight
+
+__all__ = ["lowbit_matmul", "lowbit_matmul_reference"]
+
+
+def lowbit_matmul(
+    x: Tensor,
+    weight: PackedWeight,
+    *,
+    x_quantizer: Requantize = Requantize(1.0),
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_quantizer: Requantize | None = None,
+    relu: bool = False,
+    out_quantizer: Requantize | None = None,
+    keep_float: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Multiply rows of codes by packed codes. Not differentiable.
+
+    x: uint8 codes [..., K] of x_quantizer.bits bits, or float32, which is quantized on the way.
+    weight: of shape (N, K), from `pack_weight`, with a scale a row or a scale a group of inputs.
+    bias: float32 [N]. residual: what is added, [..., N], float32, or uint8 codes with `residual_quantizer`.
+    out_quantizer, keep_float, the result [..., N], its exactness and the limit on K: as in `lowbit_conv2d`.
+
+    Raises TypeError or ValueError, naming the argument.
+    """
+    call = _check(x, weight, x_quantizer, bias, residual, residual_quantizer, relu, out_quantizer, keep_float)
+    return _shaped(run(call) if resolve_backend(x) == "cpu" else run_reference(call), x)
+
+
+def lowbit_matmul_reference(
+    x: Tensor,
+    weight: PackedWeight,
+    *,
+    x_quantizer: Requantize = Requantize(1.0),
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_quantizer: Requantize | None = None,
+    relu: bool = False,
+    out_quantizer: Requantize | None = None,
+    keep_float: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`lowbit_matmul` in plain PyTorch: same arguments, result to the bit, and errors."""
+    call = _check(x, weight, x_quantizer, bias, residual, residual_quantizer, relu, out_quantizer, keep_float)
+    return _shaped(run_reference(call), x)
+
+
+def _check(
+    x: Tensor,
+    weight: PackedWeight,
+    x_quantizer: Requantize,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    residual_quantizer: Requantize | None,
+    relu: bool,
+    out: Requantize | None,
+    keep: bool,
+) -> Call:
+    check_weight(weight, (2,))
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}: expected a tensor")
+    if x.dtype not in (torch.uint8, torch.float32):
+        raise TypeError(f"x has dtype {x.dtype}: expected torch.uint8 or torch.float32")
+    outputs, inputs = weight.shape
+    if x.ndim < 1 or x.shape[-1] != inputs:
+        raise ValueError(f"x has shape {list(x.shape)}: expected [..., {inputs}]")
+    rows = math.prod(x.shape[:-1])
+    geometry = Geometry(1, 1, rows, 1, rows, 1, inputs, outputs, (1, 1), (1, 1), (0, 0), (1, 1))
+    return check_call(x, weight, geometry, x_quantizer, bias, residual, residual_quantizer, relu, out, keep,
+                      _rows, (*x.shape[:-1], outputs))  # fmt: skip
+
+
+def _rows(x: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.shape[1] == 1 or rows.stride(1) == 1 else rows.contiguous()
+
+
+def _shaped(results: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    shaped = [rows.view(*x.shape[:-1], rows.shape[-1]) for rows in results]
+    return shaped[0] if len(shaped) == 1 else (shaped[0], shaped[1])
