@@ -34,14 +34,9 @@ struct LowbitAvx2 {
         sum = add_pairs(sum, _mm256_maddubs_epi16(_mm256_and_si256(a, low), b));
         return add_pairs(sum, _mm256_maddubs_epi16(_mm256_andnot_si256(low, a), b));
     }
-    static void interleave(const uint8_t* rows, int64_t row, int64_t steps, int half, int8_t* to, int64_t to_step) {
-        const __m256i less = _mm256_set1_epi8(static_cast<char>(half));
-        for (int64_t step = 0; step < steps; ++step) {
-            alignas(32) uint8_t gathered[4 * lanes];
-            for (int lane = 0; lane < lanes; ++lane) std::memcpy(gathered + 4 * lane, rows + lane * row + 4 * step, 4);
-            const __m256i codes = _mm256_load_si256(reinterpret_cast<const __m256i*>(gathered));
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + step * to_step), _mm256_sub_epi8(codes, less));
-        }
+    static void pack(const PackedRows& rows, int64_t n0, int64_t count, int vectors, int half, uint8_t* scratch,
+                     int8_t* to) {
+        pack_through<LowbitAvx2>(rows, n0, count, vectors, half, scratch, to);
     }
 
     using Counts = uint64_t;
@@ -61,7 +56,10 @@ struct LowbitAvx2 {
         planes_of_codes(codes, count, bits, words, to);
     }
     static int32_t sum(const uint8_t* codes, int64_t count) { return sum_codes(codes, count); }
-    static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) { copy_bytes(to, from, bytes); }
+    static void copy(uint8_t* to, int64_t to_step, const uint8_t* from, int64_t from_step, int64_t pieces,
+                     int64_t bytes) {
+        copy_pieces(to, to_step, from, from_step, pieces, bytes);
+    }
     static void row(const RowProduct& call) { row_product(call); }
 
   private:

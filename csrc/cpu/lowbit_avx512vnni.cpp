@@ -30,23 +30,6 @@ struct LowbitAvx512 {
     static Sum dot(Sum sum, Bytes a, Bytes b) {
         return _mm512_dpbusd_epi32(sum, a, b);
     }
-    // Squares of 16 rows x 16 groups of four codes, turned round as if they were floats.
-    static void interleave(const uint8_t* rows, int64_t row, int64_t steps, int half, int8_t* to, int64_t to_step) {
-        const __m512i less = _mm512_set1_epi8(static_cast<char>(half));
-        for (int64_t step = 0; step < steps; step += 16) {
-            __m512 square[16];
-            SPOS_UNROLL
-            for (int i = 0; i < 16; ++i)
-                square[i] = _mm512_castsi512_ps(
-                    _mm512_sub_epi8(_mm512_loadu_si512(rows + i * row + 4 * step), less));
-            transpose<Avx512F32>(square);
-            const int64_t count = std::min<int64_t>(16, steps - step);
-            SPOS_UNROLL
-            for (int i = 0; i < 16; ++i)
-                if (i < count) _mm512_storeu_ps(to + (step + i) * to_step, square[i]);
-        }
-    }
-
     using Counts = __m512i;
     static Counts no_counts() { return _mm512_setzero_si512(); }
     static Counts twice(Counts value) { return _mm512_add_epi64(value, value); }
@@ -79,11 +62,46 @@ struct LowbitAvx512 {
     };
     static __mmask64 first(int64_t count) { return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1; }
 
+    // Squares of 16 rows x 16 groups of four codes, unpacked in registers and turned round as if they were floats. A
+    // step's columns are written together, so that the lines follow each other, and asked for before.
+    static void pack(const PackedRows& rows, int64_t n0, int64_t count, int vectors, int half, uint8_t*, int8_t* to) {
+        const Unpacker unpacker(rows.bits);
+        const __m512i less = _mm512_set1_epi8(static_cast<char>(half));
+        const int64_t steps = (rows.k + 3) / 4, width = int64_t{vectors} * lanes * 4, group = 8 * rows.bits;
+        for (int64_t step = 0; step < steps; step += 16) {
+            const int64_t offset = step / 16 * group, some = std::min<int64_t>(16, steps - step);
+            const __mmask64 there = first(std::min(group, rows.row_bytes - offset));
+            int8_t* const lines = to + step * width;
+            for (int64_t line = 0; line < 16 * width; line += 64) __builtin_prefetch(lines + 16 * width + line, 1);
+            for (int vector = 0; vector < vectors; ++vector) {
+                const uint8_t* const from = rows.data + (n0 + vector * lanes) * rows.row_bytes + offset;
+                const int64_t there_are = count - vector * lanes;
+                __m512 square[16];
+                SPOS_UNROLL
+                for (int i = 0; i < 16; ++i) {
+                    square[i] = _mm512_setzero_ps();
+                    if (i >= there_are) continue;
+                    const __m512i codes = unpacker(_mm512_maskz_loadu_epi8(there, from + i * rows.row_bytes));
+                    square[i] = _mm512_castsi512_ps(_mm512_sub_epi8(codes, less));
+                }
+                transpose<Avx512F32>(square);
+                SPOS_UNROLL
+                for (int i = 0; i < 16; ++i)
+                    if (i < some) _mm512_storeu_ps(lines + i * width + vector * 64, square[i]);
+            }
+        }
+    }
+
+    // Whole vectors are stored without a mask, which costs much more.
     static void unpack(const uint8_t* from, int64_t count, int bits, uint8_t* to) {
         const Unpacker unpacker(bits);
         for (int64_t i = 0; i < count; i += 64, from += 8 * bits) {
-            const __m512i packed = _mm512_maskz_loadu_epi8(first(packed_bytes(std::min<int64_t>(64, count - i), bits)), from);
-            _mm512_mask_storeu_epi8(to + i, first(count - i), unpacker(packed));
+            const __mmask64 there = first(packed_bytes(std::min<int64_t>(64, count - i), bits));
+            const __m512i codes = unpacker(_mm512_maskz_loadu_epi8(there, from));
+            if (i + 64 <= count)
+                _mm512_storeu_si512(to + i, codes);
+            else
+                _mm512_mask_storeu_epi8(to + i, first(count - i), codes);
         }
     }
     static void planes(const uint8_t* codes, int64_t count, int bits, int64_t words, uint64_t* to) {
@@ -100,10 +118,13 @@ struct LowbitAvx512 {
                 sums, _mm512_sad_epu8(_mm512_maskz_loadu_epi8(first(count - i), codes + i), _mm512_setzero_si512()));
         return static_cast<int32_t>(_mm512_reduce_add_epi64(sums));
     }
-    static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
-        int64_t i = 0;
-        for (; i + 64 <= bytes; i += 64) _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
-        if (i < bytes) _mm512_mask_storeu_epi8(to + i, first(bytes - i), _mm512_maskz_loadu_epi8(first(bytes - i), from + i));
+    static void copy(uint8_t* to, int64_t to_step, const uint8_t* from, int64_t from_step, int64_t pieces,
+                     int64_t bytes) {
+        if (bytes < 64) return copy_pieces(to, to_step, from, from_step, pieces, bytes);
+        for (int64_t piece = 0; piece < pieces; ++piece, to += to_step, from += from_step) {
+            for (int64_t i = 0; i + 64 <= bytes; i += 64) _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
+            _mm512_storeu_si512(to + bytes - 64, _mm512_loadu_si512(from + bytes - 64));  // the rest, or again
+        }
     }
 
     // Four rows at once, each in two chains, so that the sums of one do not wait for each other.

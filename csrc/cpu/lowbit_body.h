@@ -64,6 +64,7 @@ struct LowbitFinish {
     bool wide;  // S may exceed 32 bits
     const int32_t* row_factor;
     const int64_t* offset;
+    const int32_t* low_offset;  // the lower half of offset
     const float* multiplier;
     const float* bias;
     bool relu;
@@ -103,7 +104,8 @@ struct LowbitBody {
     void (*planes)(const uint8_t* codes, int64_t count, int bits, int64_t words, uint64_t* to);
     int32_t (*sum)(const uint8_t* codes, int64_t count);
     void (*quantize)(const float* x, int64_t count, float scale, int zero, int most, uint8_t* to);
-    void (*copy)(uint8_t* to, const uint8_t* from, int64_t bytes);
+    // Pieces of `bytes`, from_step apart, to places to_step apart.
+    void (*copy)(uint8_t* to, int64_t to_step, const uint8_t* from, int64_t from_step, int64_t pieces, int64_t bytes);
     // acc[c] += (a[c] - zero) * w[c]
     void (*depthwise)(const uint8_t* a, int zero, const int32_t* w, int64_t channels, int32_t* acc);
     void (*finish)(const LowbitFinish&, const FinishRows&);

@@ -26,6 +26,7 @@ class Convolution {
         const int64_t outputs = call_.groups * call_.outputs * call_.scale_groups;
         row_factor_ = arena_.take<int32_t>(outputs);
         offset_ = arena_.take<int64_t>(outputs);
+        low_offset_ = arena_.take<int32_t>(outputs);
         if (!counting_) prepare_finish();
         quantize();
         if (call_.groups > 1 && call_.inputs == 1 && call_.outputs == 1)
@@ -56,6 +57,7 @@ class Convolution {
             const int64_t zero = zero_of(n);
             row_factor_[n] = static_cast<int32_t>(multiple() * half - zero);
             offset_[n] = -call_.x_zero * (multiple() * int64_t{call_.sums[n]} - k * zero);
+            low_offset_[n] = static_cast<int32_t>(static_cast<uint32_t>(offset_[n]));
             any_factor_ = any_factor_ || row_factor_[n] != 0;
             far_w = std::max({far_w, std::abs(zero), std::abs(multiple() * most_w - zero)});
         }
@@ -67,6 +69,7 @@ class Convolution {
         const int64_t at = scale_group * call_.groups * call_.outputs;
         finish.row_factor = any_factor_ ? row_factor_ + at : nullptr;
         finish.offset = offset_ + at;
+        finish.low_offset = low_offset_ + at;
         finish.multiplier = call_.multiplier ? call_.multiplier + at : nullptr;
         finish.wide = wide_;
         return finish;
@@ -97,7 +100,7 @@ class Convolution {
         for (int64_t c = 0; c < channels; ++c) {
             body_.unpack(call_.weight + c * row_bytes, taps, call_.w_bits, row);
             for (int64_t tap = 0; tap < taps; ++tap) weight[tap * channels + c] = multiple() * row[tap] - zero_of(c);
-            offset_[c] = 0;  // the zeros are taken off at once
+            offset_[c] = low_offset_[c] = 0;  // the zeros are taken off at once
         }
         LowbitFinish finish = finish_of(0);
         finish.row_factor = nullptr, finish.shift = 0, finish.wide = false;
@@ -185,10 +188,11 @@ class Convolution {
         // The bytes, or the words of all planes, of one column.
         const int64_t column = by_bits() ? call_.w_bits * taps() * words_ * 8 : call_.scale_groups * steps_ * 4;
 
-        constexpr int64_t block_bytes = 192 << 10;
-        const int64_t most = std::clamp<int64_t>(block_bytes / std::max<int64_t>(row_, 1) / 24 * 24, 24, 96);
+        // Rows of a block: whole tiles of every height.
+        constexpr int64_t block_bytes = 256 << 10, tile = 12;
+        const int64_t most = std::clamp<int64_t>(block_bytes / row_ / tile, 2, 8) * tile;
         const int64_t pixels = call_.pixels(), blocks = (pixels + most - 1) / most;
-        const int64_t enough = 4 * threads_;
+        const int64_t enough = 16 * threads_;
         const int64_t cuts = std::clamp<int64_t>((enough + blocks - 1) / blocks, 1, panels_);
 
         uint8_t* const panels = arena_.take<uint8_t>(vectors * lanes_ * column);
@@ -213,8 +217,9 @@ class Convolution {
             make_outside(outside);
             parallel_for(blocks * cuts, threads_, [&](int64_t begin, int64_t end, int slot) {
                 for (int64_t task = begin; task < end; ++task) {
-                    const int64_t first = pixels * (task / cuts) / blocks, last = pixels * (task / cuts + 1) / blocks;
-                    const int64_t cut = task % cuts;
+                    const int64_t tiles = (pixels + tile - 1) / tile, block = task / cuts, cut = task % cuts;
+                    const int64_t first = tiles * block / blocks * tile;
+                    const int64_t last = std::min(tiles * (block + 1) / blocks * tile, pixels);
                     int32_t* const own_sums = row_sums + slot * sums;
                     uint8_t* const own = gathered + slot * most * row_;
                     if (!in_place) gather(first, last, source, stride, outside, own);
@@ -282,37 +287,95 @@ class Convolution {
             }
     }
 
-    void gather(int64_t first, int64_t last, const uint8_t* source, int64_t stride, const uint8_t* outside,
-                uint8_t* to) const {
-        const int64_t used = taps() * record_, width = call_.kernel.width;
-        for (int64_t pixel = first; pixel < last; ++pixel, to += row_) {
-            int64_t run_tap = 0, run = 0;  // taps that follow each other in x as they do here
-            const uint8_t* run_from = nullptr;
-            for_taps(pixel, [&](int64_t tap, int64_t from) {
-                const uint8_t* const record = from < 0 ? outside : source + from * stride;
-                if (run && from >= 0 && record == run_from + run * record_ && tap % width) {
-                    ++run;
-                    return;
-                }
-                if (run) body_.copy(to + run_tap * record_, run_from, run * record_);
-                run_tap = tap, run = 1, run_from = record;
-            });
-            body_.copy(to + run_tap * record_, run_from, run * record_);
-            std::fill(to + used, to + row_, uint8_t{0});
+    // The columns of an output line whose tap j lies inside of the map.
+    struct Columns {
+        int64_t first, end;
+    };
+    Columns columns_of(int j) const {
+        const int64_t step = call_.stride.width, before = call_.padding.width - int64_t{j} * call_.dilation.width;
+        const int64_t first = before > 0 ? (before + step - 1) / step : 0;
+        const int64_t last = call_.in_width - 1 + before;  // times step, what is inside
+        return {std::min(first, call_.out_width), last < 0 ? 0 : std::min(last / step + 1, call_.out_width)};
+    }
+
+    // Calls visit(place of the segment's first pixel, kernel row, first pixel of its line in x or -1 outside, columns)
+    // for the pieces of output lines that make up pixels first .. last - 1.
+    template <typename Visit>
+    void for_segments(int64_t first, int64_t last, const Visit& visit) const {
+        for (int64_t pixel = first; pixel < last;) {
+            const int64_t line = pixel / call_.out_width, column = pixel % call_.out_width;
+            const Columns columns{column, std::min(call_.out_width, column + last - pixel)};
+            const int64_t image = line / call_.out_height * call_.in_height;
+            const int64_t top = line % call_.out_height * call_.stride.height - call_.padding.height;
+            for (int i = 0; i < call_.kernel.height; ++i) {
+                const int64_t y = top + int64_t{i} * call_.dilation.height;
+                visit(pixel - first, i, y < 0 || y >= call_.in_height ? -1 : (image + y) * call_.in_width, columns);
+            }
+            pixel += columns.end - columns.first;
         }
     }
 
-    void sum_rows(int64_t first, int64_t last, const int32_t* pixel_sums, int32_t* to) const {
-        const int64_t groups = call_.scale_groups, rows = last - first;
-        const int32_t outside = static_cast<int32_t>(call_.inputs) * call_.x_zero;
-        for (int64_t row = 0; row < rows; ++row)
-            for (int64_t i = 0; i < groups; ++i) {
-                int32_t sum = 0;
-                for_taps(first + row, [&](int64_t, int64_t from) {
-                    sum += from < 0 ? outside : pixel_sums[from * groups + i];
-                });
-                to[i * rows + row] = sum;
+    static Columns clip(Columns columns, Columns to) {
+        const int64_t first = std::clamp(columns.first, to.first, to.end);
+        return {first, std::max(first, std::min(columns.end, to.end))};
+    }
+
+    void gather(int64_t first, int64_t last, const uint8_t* source, int64_t stride, const uint8_t* outside,
+                uint8_t* to) const {
+        const int64_t width = call_.kernel.width, step = call_.stride.width;
+        for_segments(first, last, [&](int64_t at, int i, int64_t line, Columns columns) {
+            uint8_t* const rows = to + at * row_ + i * width * record_;
+            // Taps beside each other in x as well: copied together where all are inside.
+            Columns whole{columns.first, columns.first};
+            if (line >= 0 && stride == record_ && call_.dilation.width == 1) {
+                whole = clip({columns_of(0).first, columns_of(static_cast<int>(width) - 1).end}, columns);
+                const int64_t x = whole.first * step - call_.padding.width;
+                if (whole.end > whole.first)
+                    body_.copy(rows + (whole.first - columns.first) * row_, row_, source + (line + x) * stride,
+                               step * stride, whole.end - whole.first, width * record_);
             }
+            for (int j = 0; j < width; ++j) {
+                const Columns inside = line < 0 ? Columns{columns.end, columns.end} : clip(columns_of(j), columns);
+                uint8_t* const places = rows + j * record_;
+                const auto copy_columns = [&](int64_t begin, int64_t end, bool in_map) {
+                    if (begin >= end) return;
+                    const int64_t x = begin * step - call_.padding.width + int64_t{j} * call_.dilation.width;
+                    body_.copy(places + (begin - columns.first) * row_, row_,
+                               in_map ? source + (line + x) * stride : outside, in_map ? step * stride : 0, end - begin,
+                               record_);
+                };
+                copy_columns(columns.first, inside.first, false);
+                if (whole.end > whole.first) {
+                    copy_columns(inside.first, std::min(inside.end, whole.first), true);
+                    copy_columns(std::max(inside.first, whole.end), inside.end, true);
+                } else {
+                    copy_columns(inside.first, inside.end, true);
+                }
+                copy_columns(inside.end, columns.end, false);
+            }
+        });
+        const int64_t used = taps() * record_;
+        for (int64_t row = 0; used < row_ && row < last - first; ++row)
+            std::fill(to + row * row_ + used, to + (row + 1) * row_, uint8_t{0});
+    }
+
+    void sum_rows(int64_t first, int64_t last, const int32_t* pixel_sums, int32_t* to) const {
+        const int64_t groups = call_.scale_groups, rows = last - first, step = call_.stride.width;
+        const int32_t outside = static_cast<int32_t>(call_.inputs) * call_.x_zero;
+        std::fill(to, to + groups * rows, 0);
+        for_segments(first, last, [&](int64_t at, int, int64_t line, Columns columns) {
+            for (int j = 0; j < call_.kernel.width; ++j) {
+                const Columns inside = line < 0 ? Columns{columns.end, columns.end} : clip(columns_of(j), columns);
+                const int64_t x = int64_t{j} * call_.dilation.width - call_.padding.width;
+                for (int64_t i = 0; i < groups; ++i) {
+                    int32_t* const sums = to + i * rows + at - columns.first;
+                    for (int64_t c = columns.first; c < inside.first; ++c) sums[c] += outside;
+                    const int32_t* const from = pixel_sums + (line + x) * groups + i;
+                    for (int64_t c = inside.first; c < inside.end; ++c) sums[c] += from[c * step * groups];
+                    for (int64_t c = inside.end; c < columns.end; ++c) sums[c] += outside;
+                }
+            }
+        });
     }
 
     void multiply(int64_t group, int64_t panel, int64_t first, int64_t last, const uint8_t* a, int64_t a_m,
@@ -346,6 +409,7 @@ class Convolution {
     int threads_;
     int32_t* row_factor_ = nullptr;
     int64_t* offset_ = nullptr;
+    int32_t* low_offset_ = nullptr;
     bool any_factor_ = false, wide_ = false;
     const uint8_t* codes_ = nullptr;
     int64_t stride_ = 0;

@@ -70,7 +70,7 @@ void dot_rows(const DotProduct& call, int64_t first, int64_t steps) {
 
 template <class V, bool Large>
 void dots_of(const DotProduct& call) {
-    constexpr int64_t block_bytes = 24 << 10;
+    constexpr int64_t block_bytes = 1 << 20;
     const int64_t most = block_bytes / (call.vectors * V::lanes * 4);
     const int64_t blocks = std::max<int64_t>(1, (call.steps + most - 1) / most);
     for (int64_t block = 0; block < blocks; ++block) {
@@ -92,9 +92,11 @@ void dots(const DotProduct& call) {
         dots_of<V, false>(call);
 }
 
-// scratch: lanes rows of k bytes, each rounded up to 64.
+// For instruction sets without a way from packed rows to panels in registers. scratch: lanes rows of k bytes, each
+// rounded up to 64.
 template <class V>
-void pack_dots(const PackedRows& rows, int64_t n0, int64_t count, int vectors, int half, uint8_t* scratch, int8_t* to) {
+void pack_through(const PackedRows& rows, int64_t n0, int64_t count, int vectors, int half, uint8_t* scratch,
+                  int8_t* to) {
     const int64_t steps = (rows.k + 3) / 4, row = (rows.k + 63) / 64 * 64, width = vectors * V::lanes;
     for (int64_t column = 0; column < width; column += V::lanes) {
         for (int lane = 0; lane < V::lanes; ++lane) {
@@ -103,7 +105,11 @@ void pack_dots(const PackedRows& rows, int64_t n0, int64_t count, int vectors, i
             if (n < count) V::unpack(rows.data + (n0 + n) * rows.row_bytes, rows.k, rows.bits, codes);
             std::fill(codes + (n < count ? rows.k : 0), codes + row, static_cast<uint8_t>(half));
         }
-        V::interleave(scratch, row, steps, half, to + column * 4, width * 4);
+        for (int64_t step = 0; step < steps; ++step)
+            for (int lane = 0; lane < V::lanes; ++lane)
+                for (int k = 0; k < 4; ++k)
+                    to[(step * width + column + lane) * 4 + k] =
+                        static_cast<int8_t>(scratch[lane * row + 4 * step + k] - half);
     }
 }
 

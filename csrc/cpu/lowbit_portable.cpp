@@ -35,11 +35,9 @@ struct LowbitPortable {
             for (int k = 0; k < 4; ++k) sum.lane[i] += a.byte[k] * b.lane[4 * i + k];
         return sum;
     }
-    static void interleave(const uint8_t* rows, int64_t row, int64_t steps, int half, int8_t* to, int64_t to_step) {
-        for (int64_t step = 0; step < steps; ++step)
-            for (int lane = 0; lane < lanes; ++lane)
-                for (int k = 0; k < 4; ++k)
-                    to[step * to_step + 4 * lane + k] = static_cast<int8_t>(rows[lane * row + 4 * step + k] - half);
+    static void pack(const PackedRows& rows, int64_t n0, int64_t count, int vectors, int half, uint8_t* scratch,
+                     int8_t* to) {
+        pack_through<LowbitPortable>(rows, n0, count, vectors, half, scratch, to);
     }
 
     using Counts = uint64_t;
@@ -59,7 +57,10 @@ struct LowbitPortable {
         planes_of_codes(codes, count, bits, words, to);
     }
     static int32_t sum(const uint8_t* codes, int64_t count) { return sum_codes(codes, count); }
-    static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) { copy_bytes(to, from, bytes); }
+    static void copy(uint8_t* to, int64_t to_step, const uint8_t* from, int64_t from_step, int64_t pieces,
+                     int64_t bytes) {
+        copy_pieces(to, to_step, from, from_step, pieces, bytes);
+    }
     static void row(const RowProduct& call) { row_product(call); }
 
   private:
