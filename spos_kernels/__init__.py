@@ -8,6 +8,7 @@ from spos_kernels.choice_block_chain import choice_block_chain, choice_block_cha
 from spos_kernels.choice_block_reference import Branch, ConvBN, Link, choice_block_reference
 from spos_kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_reference
 from spos_kernels.depthwise_conv2d import DepthwiseConv2d, depthwise_conv2d, depthwise_conv2d_reference
+from spos_kernels.fake_quantize import fake_quantize, fake_quantize_reference, quantize, quantize_reference
 from spos_kernels.gradient_sink import GradientSink, sliced_parameter
 from spos_kernels.sgd import SGD
 from spos_kernels.sliced_conv2d import sliced_conv2d, sliced_conv2d_reference
@@ -30,7 +31,11 @@ __all__ = [
     "conv_norm_relu_reference",
     "depthwise_conv2d",
     "depthwise_conv2d_reference",
+    "fake_quantize",
+    "fake_quantize_reference",
     "isa",
+    "quantize",
+    "quantize_reference",
     "sliced_conv2d",
     "sliced_conv2d_reference",
     "sliced_linear",
