@@ -158,14 +158,16 @@ def make_sink(model: nn.Module) -> GradientSink | None:
 
 
 def make_optimizer(model: nn.Module, config: SGDConfig, sink: GradientSink | None = None) -> torch.optim.Optimizer:
-    """Return stochastic gradient descent with weight decay on parameters of more than one dimension only.
+    """Return stochastic gradient descent with weight decay on parameters of more than one dimension, and on those
+    that a layer names in `decayed`: the values at which activations are clipped.
 
     It is the library's own, which computes what torch's does where there is a gradient, here or in `sink`.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
+    named = {id(layer._parameters[name]) for layer in model.modules() for name in getattr(layer, "decayed", ())}
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.dim() > 1 or id(p) in named], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1 and id(p) not in named], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
     return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, sink=sink)
