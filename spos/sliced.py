@@ -34,7 +34,8 @@ class SlicedModule(nn.Module):
     def slices(self, arch: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Return, by name, how much of the leading dimensions of each parameter and buffer `arch` uses.
 
-        Names left out are used whole.
+        Names left out are used whole. Costs count by the sizes alone; a layer that uses another part than the leading
+        one takes it in its own `forward` and `extract`.
         """
         raise NotImplementedError
 
