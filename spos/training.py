@@ -116,7 +116,11 @@ def fit(
                 torch.manual_seed(torch_seed(seed, "layers", state.step))
                 for _ in range(config.accumulation):
                     x, y = (part.to(device, non_blocking=True) for part in next(batches))
-                    _backward(forward, x, y, config, state)
+                    try:
+                        _backward(forward, x, y, config, state)
+                    except ValueError:  # a layer may refuse the NaN that the step before left it
+                        _require_finite(model, config, state)
+                        raise
             if config.clip_norm > 0 and sink:
                 sink.clip_grad_norm_(config.clip_norm)
             elif config.clip_norm > 0:

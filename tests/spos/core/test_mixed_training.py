@@ -63,6 +63,11 @@ def test_the_clip_decays_and_other_parameters_of_one_dimension_do_not():
         torch.testing.assert_close(model.get_parameter(name), before[name] * (1 - 0.5 * 0.1))
 
 
+def test_a_clip_that_became_nan_is_a_divergence(data):
+    with pytest.raises(spos.DivergenceError, match="diverged, .* at step [1-9]: lower lr"):
+        spos.train_supernet(small_net(), data, config=dataclasses.replace(TRAIN, lr=1e38, steps=50, log_every=50))
+
+
 def test_a_resumed_run_ends_with_the_same_bits(data, tmp_path):
     hashes = []
     for stops in ((), (4,)):
