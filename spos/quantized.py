@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spos.bits import LARGEST, Bits, check_bits
 from spos.choices import BitsChoice
 from spos.sliced import SlicedConv2d, Width, with_slices
-from spos_kernels import fake_quantize, sliced_conv2d, sliced_parameter
+from spos_kernels import fake_quantize, fake_quantize_reference, sliced_conv2d, sliced_parameter
 from spos_kernels.gradient_sink import Extent, slice_of
 
 CLIP = 10.0  # where PACT starts to clip
@@ -57,6 +57,10 @@ class QuantizedConv2d(nn.Conv2d):
         self.clip = nn.Parameter(torch.full((1,), initial_clip))
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():  # into operations that every runtime knows
+            x = fake_quantize_reference(input, self.a_bits, "pact", _positive(self.clip))
+            weight = fake_quantize_reference(self.weight, self.w_bits, "dorefa")
+            return self._conv_forward(x, weight, self.bias)
         x = fake_quantize(input, self.a_bits, "pact", _positive(self.clip))
         weight = fake_quantize(self.weight, self.w_bits, "dorefa")
         y = sliced_conv2d(x, weight, stride=self._stride, padding=self._padding, groups=self.groups)

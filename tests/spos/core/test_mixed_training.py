@@ -64,7 +64,7 @@ def test_the_clip_decays_and_other_parameters_of_one_dimension_do_not():
 
 
 def test_a_clip_that_became_nan_is_a_divergence(data):
-    with pytest.raises(spos.DivergenceError, match="diverged, .* at step [1-9]: lower lr"):
+    with pytest.raises(spos.DivergenceError, match=r"diverged, .* at step [1-9]: lower lr"):
         spos.train_supernet(small_net(), data, config=dataclasses.replace(TRAIN, lr=1e38, steps=50, log_every=50))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+
+import onnx.reference
 import pytest
 import torch
 import torch.nn.functional as F
@@ -113,6 +116,21 @@ def test_fresh_children_start_anew():
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), again.parameters(), strict=True))
     assert fresh.layer1[0].bits() == (3, 3) and fresh.layer1[0].width() == 8
     assert "w_bits=3, a_bits=3" in repr(fresh)
+
+
+def test_children_export_with_the_same_outputs():
+    net = one_layer()
+    child = net.extract(net.space.join(width=(1, 1), bits=(2,))).eval()
+    x = inputs()
+    file = io.BytesIO()
+    torch.onnx.export(child, (x,), dynamo=True, verbose=False).save(file)
+    model = onnx.load_from_string(file.getvalue())
+    assert {node.domain for node in model.graph.node} == {""}  # operations that every runtime knows
+    evaluator = onnx.reference.ReferenceEvaluator(model)
+    [outputs] = evaluator.run(None, {evaluator.input_names[0]: x.numpy()})
+    expected = child(x).detach()
+    for found in (torch.from_numpy(outputs), torch.export.export(child, (x,)).module()(x).detach()):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_shared_clip_is_one():
