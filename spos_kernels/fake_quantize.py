@@ -6,13 +6,23 @@
 
 with n = 2^bits − 1: DoReFa-Net, arXiv 1606.06160; PACT, arXiv 1805.06085; learned step size quantization, arXiv
 1902.08153.
+
+An eager call on plain tensors goes through an autograd.Function straight to the extension, everything else through
+operators of torch.library, as in `depthwise_conv2d`. Both find dorefa's maximum by an operation of its own, since it is
+a constant to the gradient; it takes the place of the learned tensor.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from spos_kernels.fake_quantize_reference import check_arguments, codes_reference, reference
+from spos_kernels import fake_quantize_kernels as kernels
+from spos_kernels.backends import is_plain, resolve_backend
+from spos_kernels.fake_quantize_reference import Call, check_arguments, codes_reference, reference
+from spos_kernels.library import register
 
 __all__ = ["fake_quantize", "fake_quantize_reference", "quantize", "quantize_reference"]
 
@@ -51,7 +61,13 @@ def fake_quantize(
     Raises TypeError or ValueError, naming the argument; ValueError also for a learned value that is not a finite number
     above 0 and for a zero point that is no code.
     """
-    return reference(check_arguments(x, bits, method, learned, signed, zero_point, axis))
+    call = check_arguments(x, bits, method, learned, signed, zero_point, axis)
+    backend = resolve_backend(call.x)
+    if backend == "reference":
+        return reference(call)
+    plain, scale = _is_plain(call), _scale(call)
+    apply = _Eager.apply if plain else torch.ops.spos_kernels.fake_quantize
+    return apply(call.x, scale, call.zero_point, *call.quantizer, backend)
 
 
 def quantize(
@@ -68,7 +84,13 @@ def quantize(
 
     uint8, or int8 where signed, in the shape and memory layout of x. NaN gets the lowest code.
     """
-    return codes_reference(check_arguments(x, bits, method, learned, signed, zero_point, axis))
+    call = check_arguments(x, bits, method, learned, signed, zero_point, axis)
+    backend = resolve_backend(call.x)
+    if backend == "reference":
+        return codes_reference(call)
+    plain, scale = _is_plain(call), _scale(call)
+    apply = kernels.codes if plain else torch.ops.spos_kernels.quantize
+    return apply(call.x.detach(), scale.detach(), call.zero_point, *call.quantizer, backend)
 
 
 def fake_quantize_reference(
@@ -97,3 +119,61 @@ def quantize_reference(
 ) -> Tensor:
     """`quantize` in plain PyTorch: same arguments, result and errors, on every device."""
     return codes_reference(check_arguments(x, bits, method, learned, signed, zero_point, axis))
+
+
+def _is_plain(call: Call) -> bool:
+    return is_plain(*(t for t in (call.x, call.learned, call.zero_point) if t is not None))
+
+
+def _scale(call: Call) -> Tensor:
+    """What the kernels call scale: the learned tensor, or dorefa's maximum."""
+    if call.learned is not None:
+        return call.learned
+    maximum = kernels.maximum if is_plain(call.x) else torch.ops.spos_kernels.fake_quantize_maximum
+    return maximum(call.x.detach(), call.quantizer.axis)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, scale, zero_point, *ctx.options = inputs
+    ctx.save_for_backward(x, scale, zero_point)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "fake_quantize: backend 'cpu' has no double backward (create_graph=True): use backend 'reference'"
+        )
+    x, scale, zero_point = ctx.saved_tensors
+    *quantizer, backend = ctx.options
+    needs_dx, needs_dscale = ctx.needs_input_grad[:2]
+    plain = is_plain(*(t for t in (dy, x, scale, zero_point) if t is not None))
+    backward: Any = kernels.backward if plain else torch.ops.spos_kernels.fake_quantize_backward
+    dx, dscale = backward(dy, x, scale, zero_point, *quantizer, needs_dx, needs_dscale, backend)
+    return dx if needs_dx else None, dscale if needs_dscale else None, *6 * (None,)
+
+
+class _Eager(torch.autograd.Function):
+    # forward takes ctx: with a separate setup_context, apply() binds the signature anew at every call.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *options: Any) -> Tensor:
+        y = kernels.forward(x, *options)
+        _save(ctx, (x, *options), y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, dy)
+
+
+_QUANTIZER = "Tensor x, Tensor scale, Tensor? zero_point, int bits, str method, bool signed, int? axis"
+register("fake_quantize", f"({_QUANTIZER}, str backend)", kernels.forward, kernels.forward_fake)
+register("quantize", f"({_QUANTIZER}, str backend)", kernels.codes, kernels.codes_fake)
+register(
+    "fake_quantize_backward",
+    f"(Tensor dy, {_QUANTIZER}, bool needs_dx, bool needs_dscale, str backend)",
+    kernels.backward,
+    kernels.backward_fake,
+    "(Tensor, Tensor)",
+)
+register("fake_quantize_maximum", "(Tensor x, int? axis)", kernels.maximum, kernels.maximum_fake)
+torch.library.register_autograd("spos_kernels::fake_quantize", _gradients, setup_context=_save)

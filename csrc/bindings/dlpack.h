@@ -14,6 +14,7 @@ constexpr const char* capsule_name = "dlpack_exchange_api";
 
 constexpr int32_t device_cpu = 1;
 constexpr uint8_t code_int = 0;
+constexpr uint8_t code_uint = 1;
 constexpr uint8_t code_float = 2;
 
 struct Device {

@@ -49,15 +49,29 @@ bool exchange(const dlpack::ExchangeApi& table, py::handle object, dlpack::Tenso
     return false;
 }
 
+struct DtypeName {
+    Dtype dtype;
+    uint8_t code, bits;
+    const char* name;
+};
+
+constexpr DtypeName floats[] = {{Dtype::float32, dlpack::code_float, 32, "torch.float32"},
+                                {Dtype::float64, dlpack::code_float, 64, "torch.float64"}};
+constexpr DtypeName bytes[] = {{Dtype::int8, dlpack::code_int, 8, "torch.int8"},
+                               {Dtype::uint8, dlpack::code_uint, 8, "torch.uint8"}};
+using DtypeNames = const DtypeName[2];
+
 // True when the table describes the tensor and the kernels accept it; otherwise from_attributes() says what is wrong.
-bool from_exchange(const dlpack::ExchangeApi& table, py::handle object, Tensor& result) {
+bool from_exchange(const dlpack::ExchangeApi& table, py::handle object, DtypeNames& accepted, Tensor& result) {
     dlpack::Tensor source;
     if (!exchange(table, object, source)) return false;
-    const bool is_float = source.dtype.code == dlpack::code_float && source.dtype.lanes == 1;
-    if (!is_float || (source.dtype.bits != 32 && source.dtype.bits != 64)) return false;
+    const auto* found = std::find_if(std::begin(accepted), std::end(accepted), [&](const DtypeName& dtype) {
+        return source.dtype.code == dtype.code && source.dtype.bits == dtype.bits && source.dtype.lanes == 1;
+    });
+    if (found == std::end(accepted)) return false;
     if (source.device.type != dlpack::device_cpu || source.ndim > Tensor::max_ndim) return false;
     result.data = static_cast<char*>(source.data) + source.byte_offset;
-    result.dtype = source.dtype.bits == 32 ? Dtype::float32 : Dtype::float64;
+    result.dtype = found->dtype;
     result.ndim = source.ndim;
     std::copy_n(source.shape, source.ndim, result.shape.begin());
     std::copy_n(source.strides, source.ndim, result.strides.begin());
@@ -65,24 +79,40 @@ bool from_exchange(const dlpack::ExchangeApi& table, py::handle object, Tensor& 
 }
 
 // Slower, and for every other case: a torch without the exchange table, subclasses, errors.
-Tensor from_attributes(py::handle object, const char* name) {
+Tensor from_attributes(py::handle object, const char* name, DtypeNames& accepted) {
     const std::string layout = text(object.attr("layout"));
     if (layout != "torch.strided") refuse(name, "layout is " + layout + ", accepted is torch.strided");
     const std::string device = text(object.attr("device").attr("type"));
     if (device != "cpu") refuse(name, "is on " + device + ", the kernels of this module accept CPU tensors");
     const std::string dtype = text(object.attr("dtype"));
-    if (dtype != "torch.float32" && dtype != "torch.float64")
-        throw py::type_error(std::string(name) + ": dtype is " + dtype +
-                             ", accepted are torch.float32 and torch.float64");
+    const auto* found = std::find_if(std::begin(accepted), std::end(accepted),
+                                     [&](const DtypeName& candidate) { return dtype == candidate.name; });
+    if (found == std::end(accepted))
+        throw py::type_error(std::string(name) + ": dtype is " + dtype + ", accepted are " + accepted[0].name +
+                             " and " + accepted[1].name);
     const auto shape = py::cast<std::vector<int64_t>>(py::tuple(object.attr("shape")));
     const auto strides = py::cast<std::vector<int64_t>>(py::tuple(object.attr("stride")()));
     if (shape.size() > Tensor::max_ndim) refuse(name, "has " + std::to_string(shape.size()) + " dimensions, at most 4");
     Tensor result{};
     result.data = reinterpret_cast<void*>(py::cast<uintptr_t>(object.attr("data_ptr")()));
-    result.dtype = dtype == "torch.float32" ? Dtype::float32 : Dtype::float64;
+    result.dtype = found->dtype;
     result.ndim = static_cast<int>(shape.size());
     std::copy(shape.begin(), shape.end(), result.shape.begin());
     std::copy(strides.begin(), strides.end(), result.strides.begin());
+    return result;
+}
+
+Tensor read(py::handle object, const char* name, DtypeNames& accepted) {
+    const TensorTypes& types = tensor_types();
+    if (types.tensor == nullptr || !PyObject_TypeCheck(object.ptr(), types.tensor))
+        throw py::type_error(std::string(name) + ": expected a torch.Tensor, got " + text(py::type::of(object)));
+    if (is_negative(object)) refuse(name, "has the negative bit set; call resolve_neg() first");
+    Tensor result{};
+    if (types.exchange == nullptr || !is_plain(object) || !from_exchange(*types.exchange, object, accepted, result))
+        result = from_attributes(object, name, accepted);
+    const bool empty =
+        std::find(result.shape.begin(), result.shape.begin() + result.ndim, 0) != result.shape.begin() + result.ndim;
+    if (result.data == nullptr && !empty) refuse(name, "has no memory behind it (a fake or meta tensor?)");
     return result;
 }
 
@@ -104,24 +134,14 @@ void set_tensor_types(py::type tensor, py::type parameter, py::object exchange_c
     tensor_types() = types;
 }
 
-Tensor read_tensor(py::handle object, const char* name) {
-    const TensorTypes& types = tensor_types();
-    if (types.tensor == nullptr || !PyObject_TypeCheck(object.ptr(), types.tensor))
-        throw py::type_error(std::string(name) + ": expected a torch.Tensor, got " + text(py::type::of(object)));
-    if (is_negative(object)) refuse(name, "has the negative bit set; call resolve_neg() first");
-    Tensor result{};
-    if (types.exchange == nullptr || !is_plain(object) || !from_exchange(*types.exchange, object, result))
-        result = from_attributes(object, name);
-    const bool empty =
-        std::find(result.shape.begin(), result.shape.begin() + result.ndim, 0) != result.shape.begin() + result.ndim;
-    if (result.data == nullptr && !empty) refuse(name, "has no memory behind it (a fake or meta tensor?)");
-    return result;
-}
+Tensor read_tensor(py::handle object, const char* name) { return read(object, name, floats); }
+
+Tensor read_bytes(py::handle object, const char* name) { return read(object, name, bytes); }
 
 bool try_read_tensor(py::handle object, Tensor& result) {
     const TensorTypes& types = tensor_types();
     return types.exchange && is_plain(object) && !is_negative(object) &&
-           from_exchange(*types.exchange, object, result) && result.data;
+           from_exchange(*types.exchange, object, floats, result) && result.data;
 }
 
 int64_t* try_read_count(py::handle object) {
@@ -146,6 +166,15 @@ NhwcStrides nhwc_strides(const Tensor& tensor, const char* name) {
     result.h = height > 1 ? tensor.strides[2] : width * result.w;
     result.n = batch > 1 ? tensor.strides[0] : height * result.h;
     return result;
+}
+
+int64_t reach(const Tensor& tensor) {
+    int64_t last = 0;
+    for (int d = 0; d < tensor.ndim; ++d) {
+        if (tensor.shape[d] == 0) return 0;
+        last += (tensor.shape[d] - 1) * tensor.strides[d];
+    }
+    return last + 1;
 }
 
 void check_shape(const Tensor& tensor, const char* name, std::initializer_list<int64_t> expected) {

@@ -13,9 +13,9 @@ namespace spos {
 
 namespace py = pybind11;
 
-enum class Dtype { float32, float64 };
+enum class Dtype { float32, float64, int8, uint8 };
 
-// A view of a CPU tensor of floats: alive as long as the Python object it was read from.
+// A view of a CPU tensor: alive as long as the Python object it was read from.
 struct Tensor {
     static constexpr int max_ndim = 4;
     void* data;
@@ -34,7 +34,9 @@ struct Tensor {
 // torch.Tensor's exchange capsule, or None where torch has none (then every tensor is read through its attributes).
 void set_tensor_types(py::type tensor, py::type parameter, py::object exchange_capsule);
 
+// A tensor of floats, and one of int8 or uint8.
 Tensor read_tensor(py::handle object, const char* name);
+Tensor read_bytes(py::handle object, const char* name);
 
 // The same without a word: false for whatever read_tensor refuses or reads the slower way.
 bool try_read_tensor(py::handle object, Tensor& result);
@@ -48,6 +50,9 @@ struct NhwcStrides {
     int64_t n, h, w;
 };
 NhwcStrides nhwc_strides(const Tensor& tensor, const char* name);
+
+// Elements from a tensor's first to behind its last. The strides of real tensors are not negative.
+int64_t reach(const Tensor& tensor);
 
 void check_shape(const Tensor& tensor, const char* name, std::initializer_list<int64_t> expected);
 void check_contiguous(const Tensor& tensor, const char* name);
