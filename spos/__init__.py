@@ -10,14 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spos import data, spaces
-    from spos.choices import ChoiceBlock, WidthChoice
+    from spos.bits import Bits
+    from spos.choices import BitsChoice, ChoiceBlock, WidthChoice
     from spos.config import Config, DataConfig, RetrainConfig, SearchConfig, SpaceConfig, TrainConfig
-    from spos.costs import Constraint, Cost, Profile, UnsatisfiableError, count_flops, flops, params, profile
+    from spos.costs import (
+        Constraint,
+        Cost,
+        Profile,
+        UnsatisfiableError,
+        bitops,
+        count_bitops,
+        count_flops,
+        flops,
+        params,
+        profile,
+    )
     from spos.data import Data
     from spos.draws import generator
     from spos.evaluation import Score, classify, evaluate_population, recalibrate
     from spos.evolution import Candidate, SearchResult, evolve, random_search
     from spos.modules import fuse, unfuse
+    from spos.quantized import QuantizedConv2d, SlicedQuantizedConv2d
     from spos.retraining import RetrainResult, retrain
     from spos.run_directory import RunDirectory
     from spos.sliced import SlicedBatchNorm2d, SlicedConv2d, SlicedLinear, SlicedModule
@@ -29,14 +42,27 @@ __version__ = "0.1.0"
 
 # Each public name is imported at first use, so that `spos --help` needs neither torch nor the seconds it takes.
 _NAMES = {
-    "spos.choices": ("ChoiceBlock", "WidthChoice"),
+    "spos.bits": ("Bits",),
+    "spos.choices": ("BitsChoice", "ChoiceBlock", "WidthChoice"),
     "spos.config": ("Config", "DataConfig", "RetrainConfig", "SearchConfig", "SpaceConfig", "TrainConfig"),
-    "spos.costs": ("Constraint", "Cost", "Profile", "UnsatisfiableError", "count_flops", "flops", "params", "profile"),
+    "spos.costs": (
+        "Constraint",
+        "Cost",
+        "Profile",
+        "UnsatisfiableError",
+        "bitops",
+        "count_bitops",
+        "count_flops",
+        "flops",
+        "params",
+        "profile",
+    ),
     "spos.data": ("Data",),
     "spos.draws": ("generator",),
     "spos.evaluation": ("Score", "classify", "evaluate_population", "recalibrate"),
     "spos.evolution": ("Candidate", "SearchResult", "evolve", "random_search"),
     "spos.modules": ("fuse", "unfuse"),
+    "spos.quantized": ("QuantizedConv2d", "SlicedQuantizedConv2d"),
     "spos.retraining": ("RetrainResult", "retrain"),
     "spos.run_directory": ("RunDirectory",),
     "spos.sliced": ("SlicedBatchNorm2d", "SlicedConv2d", "SlicedLinear", "SlicedModule"),

@@ -1,6 +1,7 @@
-"""Choices inside a module tree: `ChoiceBlock` takes one of several modules, `WidthChoice` one of several numbers.
+"""Choices inside a module tree: `ChoiceBlock` takes one of several modules, `WidthChoice` one of several numbers of
+channels, `BitsChoice` one of several bit widths.
 
-Both read the path of the call they are in, which the supernet holds in a context variable for the duration of the call.
+All read the path of the call they are in, which the supernet holds in a context variable for the duration of the call.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from spos.bits import EVERY, SEARCHED, Bits, read_offered
 from spos.space import Arch
 
 _path: ContextVar[Arch | None] = ContextVar("spos_path", default=None)
@@ -37,13 +39,25 @@ def current_path(reader: nn.Module) -> Arch:
 
 
 class Choice(nn.Module):
-    """A module that reads one decision of the path. `position` is the decision's place in an architecture."""
+    """A module that reads one decision of the path. `position` is the decision's place in an architecture.
 
-    def __init__(self, labels: tuple[str, ...], kind: str, decision: str | None) -> None:
+    `offered` and `default` are those of the `spos.Decision`.
+    """
+
+    def __init__(
+        self,
+        labels: tuple[str, ...],
+        kind: str,
+        decision: str | None,
+        offered: int | None = None,
+        default: str | None = None,
+    ) -> None:
         super().__init__()
         self.labels = labels
         self.kind = kind
         self.decision = decision
+        self.offered = offered
+        self.default = default
         self.position: int | None = None  # set by the supernet that holds the module
 
     def option(self, arch: Sequence[int]) -> int:
@@ -98,12 +112,18 @@ class WidthChoice(Choice):
     and calling it in the `forward` of a module of your own gives the width in force, an int. Layers that are given the
     same WidthChoice agree by construction.
 
-    `widths` ascend; `labels` are what the decision's options are called, by default the widths themselves. WidthChoices
-    given the same `decision` name share one decision; the default is the place in the module tree.
+    `widths` ascend; `labels` are what the decision's options are called, by default the widths themselves. `default` is
+    the label that `space.uniform` takes where it is told no width. WidthChoices given the same `decision` name share
+    one decision; the default is the place in the module tree.
     """
 
     def __init__(
-        self, widths: Sequence[int], *, labels: Sequence[str] | None = None, decision: str | None = None
+        self,
+        widths: Sequence[int],
+        *,
+        labels: Sequence[str] | None = None,
+        decision: str | None = None,
+        default: str | None = None,
     ) -> None:
         if not widths or any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in widths):
             raise ValueError(f"widths = {list(widths)}: expected positive integers")
@@ -111,13 +131,19 @@ class WidthChoice(Choice):
             raise ValueError(f"widths = {list(widths)}: expected ascending ones, none of them twice")
         if labels is not None and len(labels) != len(widths):
             raise ValueError(f"labels = {list(labels)}: expected one for each of the widths {list(widths)}")
-        super().__init__(tuple(map(str, widths if labels is None else labels)), "width", decision)
+        names = tuple(map(str, widths if labels is None else labels))
+        super().__init__(names, "width", decision, default=default)
         self.widths = tuple(widths)
 
     @classmethod
     def scaled(cls, base: int, ratios: Sequence[float], *, decision: str | None = None) -> WidthChoice:
-        """Return the choice of `int(base * ratio)` channels, labelled by the ratios: "0.2", "1.0"."""
-        return cls([int(base * r) for r in ratios], labels=[str(float(r)) for r in ratios], decision=decision)
+        """Return the choice of `int(base * ratio)` channels, labelled by the ratios: "0.2", "1.0".
+
+        The default is the ratio 1.0, where it is among them.
+        """
+        labels = [str(float(r)) for r in ratios]
+        default = "1.0" if "1.0" in labels else None
+        return cls([int(base * r) for r in ratios], labels=labels, decision=decision, default=default)
 
     @property
     def largest(self) -> int:
@@ -147,3 +173,43 @@ class FixedWidth(nn.Module):
 
     def extra_repr(self) -> str:
         return str(self.width)
+
+
+class BitsChoice(Choice):
+    """Bit widths (w_bits, a_bits) of which a path takes one pair: a decision of the kind "bits", labels as "w2a4".
+
+    It stands where `spos.SlicedQuantizedConv2d` takes its bits, and calling it in a `forward` of your own gives the
+    pair in force, a `Bits`. Every pair of 1 to 8 may be in an architecture. Searches draw from those `offered`, which
+    are the decision's first options: labels or pairs, by default those of arXiv 1904.00420, "any" for all 64.
+
+    BitsChoices given the same `decision` name share one decision; the default is the place in the module tree.
+    """
+
+    def __init__(self, offered: str | Sequence[str | Sequence[int]] = SEARCHED, *, decision: str | None = None) -> None:
+        first = read_offered(offered)
+        self.pairs = (*first, *(pair for pair in EVERY if pair not in first))
+        super().__init__(tuple(pair.label for pair in self.pairs), "bits", decision, offered=len(first))
+
+    def bits(self, arch: Sequence[int]) -> Bits:
+        """Return the pair that `arch`, of the supernet that holds this, takes here."""
+        return self.pairs[self.option(arch)]
+
+    def forward(self) -> Bits:
+        return self.bits(current_path(self))
+
+    def extra_repr(self) -> str:
+        return f"offered={self.labels[: self.offered]}"
+
+
+class FixedBits(nn.Module):
+    """What stands in an extracted child where a BitsChoice stood in the supernet: calling it gives the pair."""
+
+    def __init__(self, bits: Bits) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self) -> Bits:
+        return self.bits
+
+    def extra_repr(self) -> str:
+        return self.bits.label

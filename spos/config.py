@@ -22,12 +22,21 @@ def _require(condition: bool, owner: object, name: str, accepted: str) -> None:
 class SpaceConfig:
     """Which search space: a name that `spos.spaces.get` knows.
 
-    `operators` and `widths` narrow down what a space with channel numbers offers; empty for all of them.
+    `operators` and `widths` narrow down what a space with channel numbers offers; empty for all of them. `bits` are the
+    pairs of bit widths that a mixed-precision space offers, as "w2a4": empty for those of the paper, "any" for all.
+    `share_clip` lets all bit widths of an activation share one value to clip at, `initial_clip` is where these start,
+    0 for the space's own.
     """
 
     name: str = "shufflenet-oneshot"
     operators: tuple[str, ...] = ()
     widths: tuple[float, ...] = ()
+    bits: tuple[str, ...] = ()
+    share_clip: bool = False
+    initial_clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.initial_clip >= 0, self, "initial_clip", "a positive number, or 0 for the space's own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +69,10 @@ class DataConfig:
 class SGDConfig:
     """Stochastic gradient descent, for the supernet and for a retrained child alike.
 
-    `steps`, where given, is used instead of `epochs`. Weight decay applies to weights with more than one dimension
-    only. `clip_norm` is the largest allowed gradient norm, 0 for none. `accumulation` micro-batches of `batch_size`
-    images make one step, all on one path. `checkpoint_every` and `log_every` count steps.
+    `steps`, where given, is used instead of `epochs`. Weight decay applies to weights with more than one dimension and
+    to the values at which activations are clipped, to nothing else. `clip_norm` is the largest allowed gradient norm,
+    0 for none. `accumulation` micro-batches of `batch_size` images make one step, all on one path. `checkpoint_every`
+    and `log_every` count steps.
     """
 
     epochs: float = 120.0
@@ -149,8 +159,8 @@ class SearchConfig:
     `population` candidates start it; each of `generations` then adds `mutations` + `crossovers` children of the
     `parents` best so far (paper: 50, 20, 25, 25, 10; mutation probability 0.1 for each decision). Image counts are for
     each candidate: `calibration_images` training images recompute its batch-normalisation statistics,
-    `validation_images` held-out images score it (0: all of them). Budgets are upper bounds in multiply-accumulates and
-    parameters, 0 for none.
+    `validation_images` held-out images score it (0: all of them). Budgets are upper bounds in multiply-accumulates,
+    parameters and bit operations (in 2³⁰, see `spos.bitops`), 0 for none.
     """
 
     population: int = 50
@@ -163,6 +173,8 @@ class SearchConfig:
     min_flops: float = 0.0
     max_params: float = 0.0
     min_params: float = 0.0
+    max_bitops: float = 0.0
+    min_bitops: float = 0.0
     calibration_images: int = 2560
     validation_images: int = 0
     eval_batch_size: int = 128
@@ -174,7 +186,7 @@ class SearchConfig:
             _require(getattr(self, name) >= 0, self, name, "a non-negative integer")
         _require(0 < self.mutation_probability <= 1, self, "mutation_probability", "a probability in (0, 1]")
         _require(self.calibration_images >= 2, self, "calibration_images", "an integer of at least 2")
-        for name in ("max_flops", "min_flops", "max_params", "min_params"):
+        for name in ("max_flops", "min_flops", "max_params", "min_params", "max_bitops", "min_bitops"):
             _require(getattr(self, name) >= 0, self, name, "a non-negative number, 0 for no bound")
 
     @property

@@ -28,7 +28,7 @@ _TRAINING_HELP = {
     "schedule": 'how the learning rate falls: "linear" or "cosine", a little every step',
     "momentum": "of stochastic gradient descent",
     "nesterov": "Nesterov's form of momentum",
-    "weight_decay": "on weights with more than one dimension; not on batch normalisation",
+    "weight_decay": "on weights with more than one dimension and on activations' clips; not on batch normalisation",
     "label_smoothing": "share of the target spread over all classes",
     "clip_norm": "largest norm of the gradient; 0 for no clipping",
     "accumulation": "batches in one optimizer step, all on one path",
@@ -53,6 +53,10 @@ HELP: dict[str, str] = {
     "space.name": "of the search space; `spos info` lists them",
     "space.operators": 'of a space with channel numbers, those to choose from, such as ["choice_3"]; [] for all',
     "space.widths": "of a space with channel numbers, the ratios to choose from, such as [0.6, 0.8, 1.0]; [] for all",
+    "space.bits": "of a mixed-precision space, the bits of weights and activations to choose from, such as "
+    '["w2a2", "w4a4"]; ["any"] for all pairs of 1 to 8, [] for those of the paper',
+    "space.share_clip": "of a mixed-precision space, learn one value to clip at for all numbers of bits",
+    "space.initial_clip": "of a mixed-precision space, the value to clip at before training; 0 for the space's own",
     **{f"train.{key}": text for key, text in _TRAINING_HELP.items()},
     "train.width_warmup": "share of the steps, the first ones, that train the widest channel numbers only; 0 for none. "
     "Without it and the next: 0.5 and 0.075",
@@ -68,6 +72,8 @@ HELP: dict[str, str] = {
     "search.min_flops": "at least so many; 0 for no bound",
     "search.max_params": "budget: at most so many parameters; 0 for no bound",
     "search.min_params": "at least so many; 0 for no bound",
+    "search.max_bitops": "budget: at most so many bit operations, MACs times both bits, in 2^30; 0 for no bound",
+    "search.min_bitops": "at least so many; 0 for no bound",
     "search.calibration_images": "training images that recompute batch-normalisation statistics, for each candidate",
     "search.validation_images": "held-out images that score a candidate; 0 for all of them",
     "search.eval_batch_size": "images in a batch of evaluation",

@@ -32,7 +32,8 @@ class CostTable:
     """A sum of terms, each a table over the few decisions that it depends on.
 
     These are a branch's own decision, those of the branches around it, and the widths of the sliced layer that a term
-    counts. `additive` says whether that is how the costs are; where it is not, each architecture is measured by itself.
+    counts, and its bits where these count. `additive` says whether that is how the costs are; where it is not, each
+    architecture is measured by itself.
     """
 
     def __init__(self, net: Supernet, measure: Measure) -> None:
@@ -68,7 +69,7 @@ class CostTable:
         return sum(term.get(tuple(checked[p] for p in scope), 0) for scope, term in self._terms.items())
 
     def range(self) -> tuple[int, int] | None:
-        """Return the lowest and highest cost over the space.
+        """Return the lowest and highest cost over what the space offers.
 
         None where it is not known: where costs do not add up, and where too many decisions meet in one term.
         """
@@ -83,18 +84,19 @@ class CostTable:
         term[key] = term.get(key, 0) + cost
 
     def _add_sliced(self, options: dict[int, int], module: SlicedModule, cost: SlicedCost) -> None:
-        """Add what a sliced layer costs in its place at every combination of the widths that it reads."""
-        free = sorted({w.position or 0 for w in module.width_choices()} - set(options))
+        """Add what a sliced layer costs in its place at every combination of the choices that it reads."""
+        free = sorted({c.position or 0 for c in cost.choices(module)} - set(options))
         arch = [0] * len(self._space)
         for position, index in options.items():
             arch[position] = index
-        for widths in product(*(range(self._options(p)) for p in free)):
-            for position, index in zip(free, widths, strict=True):
+        for indices in product(*(range(len(self._space.decisions[p].options)) for p in free)):
+            for position, index in zip(free, indices, strict=True):
                 arch[position] = index
-            self._add(options | dict(zip(free, widths, strict=True)), cost.total(module, arch))
+            self._add(options | dict(zip(free, indices, strict=True)), cost.total(module, arch))
 
     def _options(self, position: int) -> int:
-        return len(self._space.decisions[position].options)
+        """Return how many options a search draws from: others have a cost, but do not count to the range."""
+        return self._space.decisions[position].drawn
 
     def _extreme(self, reduce: Callable[..., NDArray[np.int64]]) -> int | None:
         """Minimise or maximise by eliminating one decision after the other, the one that meets the fewest others first.
@@ -116,9 +118,11 @@ class CostTable:
             tables.append((left, reduce(whole, axis=joint.index(position))))
 
     def _array(self, scope: Scope) -> NDArray[np.int64]:
-        array = np.zeros([self._options(p) for p in scope], np.int64)
+        sizes = [self._options(p) for p in scope]
+        array = np.zeros(sizes, np.int64)
         for key, cost in self._terms[scope].items():
-            array[key] = cost
+            if all(index < size for index, size in zip(key, sizes, strict=True)):
+                array[key] = cost
         return array
 
     def _size(self, scope: Scope) -> int:

@@ -1,14 +1,16 @@
 """Counted costs of an architecture, and constraints on them.
 
-`spos.flops(net, arch)` and `spos.params(net, arch)` count one path; `spos.flops <= 330e6` is a constraint. FLOPs are
-multiply-accumulates of convolutions, matrix products and attention for one image, as in arXiv 1904.00420 and most of
-the field (recurrent layers are not counted);
-parameters are trainable weights on the path.
+`spos.flops(net, arch)`, `spos.params(net, arch)` and `spos.bitops(net, arch)` count one path; `spos.flops <= 330e6` is
+a constraint. FLOPs are multiply-accumulates of convolutions, matrix products and attention for one image, as in arXiv
+1904.00420 and most of the field (recurrent layers are not counted); parameters are trainable weights on the path. Bit
+operations are the sum of MACs · w_bits · a_bits over the quantized layers, in units of 2³⁰, the "G" in which they are
+published: ResNet-18 at 2 bits has 6.32. Layers in full precision, such as the first and the last, count nothing. Counts
+are exact integers; in that unit they are floats without rounding, because it is a power of two.
 
 A supernet is measured once for each option, not once for each architecture: the costs of the options on a path, plus
 those of what every path shares, add up as long as the options of each block turn the same input shape into the same
-output shape, and what a sliced layer costs goes with the elements of its slice. That is checked on the way; where it
-fails, each architecture is measured by itself instead.
+output shape, and what a sliced layer costs goes with the elements of its slice, and with its bits. That is checked on
+the way; where it fails, each architecture is measured by itself instead.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from numbers import Real
 
 from spos.cost_table import CostTable
 from spos.draws import generator
-from spos.measurement import Measurement, count_flops, measure_flops, measure_params
+from spos.measurement import (
+    BITOPS_UNIT,
+    Measurement,
+    count_bitops,
+    count_flops,
+    measure_bitops,
+    measure_flops,
+    measure_params,
+)
 from spos.space import Arch
 from spos.supernet import Supernet
 
@@ -28,6 +38,8 @@ __all__ = [
     "Cost",
     "Profile",
     "UnsatisfiableError",
+    "bitops",
+    "count_bitops",
     "count_flops",
     "feasible",
     "flops",
@@ -59,15 +71,28 @@ class Constraint:
 
 
 class Cost:
-    """A counted cost: call it with (net, arch) for the value, compare it with a number for a constraint."""
+    """A counted cost: call it with (net, arch) for the value, compare it with a number for a constraint.
 
-    def __init__(self, name: str, measure: Callable[[Supernet, Arch], Measurement]) -> None:
+    Values and bounds are counts divided by `unit`, a power of two: integers where that is 1, floats otherwise.
+    """
+
+    def __init__(self, name: str, measure: Callable[[Supernet, Arch], Measurement], unit: int = 1) -> None:
         self.name = name
         self.measure = measure
+        self.unit = unit
 
-    def __call__(self, net: Supernet, arch: Sequence[int]) -> int:
+    def __call__(self, net: Supernet, arch: Sequence[int]) -> int | float:
         """Return the cost of `arch`, exactly."""
-        return self.table(net)(arch)
+        return self.value(self.table(net)(arch))
+
+    def value(self, count: int) -> int | float:
+        """Return a count of the table in the unit of the cost."""
+        return count if self.unit == 1 else count / self.unit
+
+    def range(self, net: Supernet) -> tuple[int | float, int | float] | None:
+        """Return the lowest and highest value over what the space offers, None where it is not known."""
+        counts = self.table(net).range()
+        return None if counts is None else (self.value(counts[0]), self.value(counts[1]))
 
     def __le__(self, bound: float) -> Constraint:
         return Constraint(self, True, _bound(self.name, bound))
@@ -97,6 +122,7 @@ def _bound(name: str, bound: float) -> float:
 
 flops = Cost("flops", measure_flops)
 params = Cost("params", measure_params)
+bitops = Cost("bitops", measure_bitops, BITOPS_UNIT)
 
 
 class UnsatisfiableError(ValueError):
@@ -107,7 +133,7 @@ class UnsatisfiableError(ValueError):
 class Profile:
     """What constraints mean for a space: each one's reachable (low, high), and the fraction of draws that pass."""
 
-    ranges: dict[str, tuple[int, int] | None]
+    ranges: dict[str, tuple[int | float, int | float] | None]
     feasible_fraction: float | None
     draws: int
 
@@ -120,7 +146,7 @@ def feasible(net: Supernet, constraints: Sequence[Constraint]) -> Callable[[Arch
         if not isinstance(constraint, Constraint):
             raise TypeError(f"constraints has {constraint!r}: expected entries such as spos.flops <= 330e6")
     tables = [(c, c.cost.table(net)) for c in constraints]
-    return lambda arch: all(c.allows(table(arch)) for c, table in tables)
+    return lambda arch: all(c.allows(c.cost.value(table(arch))) for c, table in tables)
 
 
 def profile(net: Supernet, constraints: Sequence[Constraint] = (), *, draws: int = 2000, seed: int = 0) -> Profile:
@@ -130,9 +156,9 @@ def profile(net: Supernet, constraints: Sequence[Constraint] = (), *, draws: int
     The fraction is an estimate from `draws` uniform architectures, None for no draws.
     """
     allowed = feasible(net, constraints)
-    ranges: dict[str, tuple[int, int] | None] = {}
+    ranges: dict[str, tuple[int | float, int | float] | None] = {}
     for constraint in constraints:
-        reachable = constraint.cost.table(net).range()
+        reachable = constraint.cost.range(net)
         ranges[constraint.cost.name] = reachable
         if reachable is not None and not constraint.allows(reachable[0] if constraint.upper else reachable[1]):
             raise UnsatisfiableError(

@@ -18,12 +18,13 @@ import numpy as np
 from torch import Tensor
 
 from spos.config import SearchConfig
-from spos.costs import Constraint, UnsatisfiableError, feasible, flops, params, profile
+from spos.costs import Constraint, UnsatisfiableError, bitops, feasible, flops, params, profile
 from spos.data import Data
 from spos.draws import generator
 from spos.evaluation import Score, evaluate_population
 from spos.identity import Run, hash_weights, identity_of, opened
 from spos.progress import Progress
+from spos.quantized import has_bits
 from spos.ranking import ranking_key
 from spos.space import Arch, SearchSpace
 from spos.supernet import Supernet
@@ -43,6 +44,7 @@ class Candidate:
     """A scored architecture: validation `accuracy`, `top5` and `loss`, costs, and where it came from.
 
     `index` counts evaluations from 0, `generation` 0 is the first population; `seconds` is what scoring it took.
+    `bitops` is None in a space without bit widths.
     """
 
     index: int
@@ -55,6 +57,7 @@ class Candidate:
     params: int
     origin: Origin
     seconds: float
+    bitops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def rank(history: Sequence[Candidate]) -> list[Candidate]:
 
 
 def mutate(arch: Arch, space: SearchSpace, rng: np.random.Generator, probability: float) -> Arch:
-    """Redraw each decision with the given probability, from all of its options (it may stay what it was)."""
+    """Redraw each decision with the given probability, from all that it offers (it may stay what it was)."""
     redrawn = rng.random(len(space)) < probability
     fresh = space.sample(rng)
     return Arch(new if again else old for old, new, again in zip(arch, fresh, redrawn, strict=True))
@@ -275,10 +278,11 @@ def _score_generation(
                 accuracy=score.accuracy,
                 top5=score.top5,
                 loss=score.loss,
-                flops=flops(net, arch),
-                params=params(net, arch),
+                flops=flops.table(net)(arch),
+                params=params.table(net)(arch),
                 origin=origins[arch],
                 seconds=seconds,
+                bitops=bitops(net, arch) if has_bits(net) else None,
             )
         )
         index, clock = index + 1, time.perf_counter()
@@ -296,5 +300,7 @@ def _bounds(config: SearchConfig) -> list[Constraint]:
         (config.min_flops, flops.__ge__),
         (config.max_params, params.__le__),
         (config.min_params, params.__ge__),
+        (config.max_bitops, bitops.__le__),
+        (config.min_bitops, bitops.__ge__),
     )
     return [constrain(bound) for bound, constrain in bounds if bound > 0]

@@ -7,7 +7,7 @@ layer costs is a constant (the places at which each weight is used) times the el
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import torch
@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from spos.choices import ChoiceBlock
+from spos.choices import Choice, ChoiceBlock
+from spos.quantized import QuantizedConv2d, SlicedQuantizedConv2d, bits_of, has_bits
 from spos.sliced import SlicedModule, sliced_size
 from spos.space import Arch
 from spos.supernet import Supernet
@@ -25,17 +26,27 @@ from spos_kernels import use_backend
 Place = tuple[tuple[int, int], ...]  # options taken from the outside in, each (position in the arch, option index)
 Shapes = tuple[tuple[int, ...], ...]
 
+# The published figures of bit operations, "6.32 G" for ResNet-18 at 2 bits, are in this unit and not in 10⁹.
+BITOPS_UNIT = 1 << 30
+
 
 @dataclass(frozen=True)
 class SlicedCost:
-    """`uses` for each element in the slices of the named parameters."""
+    """`uses` for each element in the slices of the named parameters, times the bits of both factors if `by_bits`."""
 
     names: tuple[str, ...]
     uses: Fraction
+    by_bits: bool = False
+
+    def choices(self, module: SlicedModule) -> list[Choice]:
+        """Return the choices that the cost of `module` depends on."""
+        bits = [module.bits] if self.by_bits and isinstance(module, SlicedQuantizedConv2d) else []
+        return [*module.width_choices(), *bits]
 
     def total(self, module: SlicedModule, arch: Sequence[int]) -> int:
         """Return what `module` costs on `arch`."""
-        return int(self.uses * elements(module, self.names, arch))
+        bits = bits_of(module, arch) if self.by_bits else None
+        return int(self.uses * elements(module, self.names, arch)) * (bits.w_bits * bits.a_bits if bits else 1)
 
 
 def elements(module: SlicedModule, names: Sequence[str], arch: Sequence[int]) -> int:
@@ -52,6 +63,7 @@ class Measurement:
     sliced: dict[tuple[Place, SlicedModule], SlicedCost] = field(default_factory=dict)
     shapes: dict[tuple[Place, int], list[Shapes]] = field(default_factory=dict)
     owners: dict[int, Place] = field(default_factory=dict)  # where the weight with this id was counted
+    quantized: dict[tuple[Place, QuantizedConv2d], int] = field(default_factory=dict)  # layers of fixed bits, in costs
     additive: bool = True
 
     def add(self, place: Place, cost: int) -> None:
@@ -86,13 +98,16 @@ def measure_flops(net: Supernet, arch: Arch) -> Measurement:
             within[place, module] = within.get((place, module), 0) + cost // 2
             return
         found.add(place, cost // 2)  # a multiply-accumulate is two of the counter's operations
+        if isinstance(module, QuantizedConv2d):
+            found.quantized[place, module] = found.quantized.get((place, module), 0) + cost // 2
+            return
         leaves = tree_leaves((inputs, keywords, output))
         shapes = tuple(tuple(t.shape) for t in leaves if isinstance(t, torch.Tensor))
         found.shapes.setdefault((place[:-1], place[-1][0]), []).append(shapes)
 
     handles = []
     for module in net.path_modules(arch):
-        if isinstance(module, ChoiceBlock | SlicedModule):
+        if isinstance(module, ChoiceBlock | SlicedModule | QuantizedConv2d):
             option: Place = ((module.position or 0, module.option(arch)),) if isinstance(module, ChoiceBlock) else ()
             handles.append(module.register_forward_pre_hook(enter(option)))
             handles.append(module.register_forward_hook(leave, with_kwargs=True))
@@ -135,6 +150,48 @@ def count_flops(module: nn.Module, input_shape: Sequence[int]) -> int:
     counter = FlopCounterMode(display=False)
     _run_once(module, input_shape, counter)
     return int(counter.get_total_flops()) // 2
+
+
+def measure_bitops(net: Supernet, arch: Arch) -> Measurement:
+    """Run one image along `arch` and attribute each quantized multiply-accumulate, times the bits of its two factors.
+
+    What has no number of bits counts nothing. ValueError for a network without quantized layers.
+    """
+    if not has_bits(net):
+        raise ValueError(f"{net.name} has no quantized layer: bitops are known of spaces with bit widths")
+    macs = measure_flops(net, arch)
+    found = Measurement(dict.fromkeys(macs.costs, 0), {}, macs.shapes)
+    for (place, layer), count in macs.quantized.items():
+        found.add(place, count * layer.w_bits * layer.a_bits)
+    for (place, module), cost in macs.sliced.items():
+        if isinstance(module, SlicedQuantizedConv2d):
+            found.sliced[place, module] = replace(cost, by_bits=True)
+    return found
+
+
+def count_bitops(module: nn.Module, input_shape: Sequence[int]) -> float:
+    """Return the bit operations of a plain module, such as an extracted child, for one image, in the unit of
+    `spos.bitops`.
+    """
+    counter, started, total = FlopCounterMode(display=False), 0, 0
+
+    def enter(*_: object) -> None:
+        nonlocal started
+        started = counter.get_total_flops()
+
+    def leave(layer: nn.Module, *_: object) -> None:
+        nonlocal total
+        assert isinstance(layer, QuantizedConv2d)
+        total += (counter.get_total_flops() - started) // 2 * layer.w_bits * layer.a_bits
+
+    layers = [layer for layer in module.modules() if isinstance(layer, QuantizedConv2d)]
+    handles = [h for m in layers for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
+    try:
+        _run_once(module, input_shape, counter)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total / BITOPS_UNIT
 
 
 def measure_params(net: Supernet, arch: Arch) -> Measurement:

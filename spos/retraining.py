@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from spos.config import RetrainConfig
-from spos.costs import count_flops
+from spos.costs import count_bitops, count_flops
 from spos.data import Data
 from spos.evaluation import classify, recalibrate
 from spos.identity import Run, hash_network, identity_of, opened
 from spos.modules import channels_last, fuse, unfuse
 from spos.progress import Progress
+from spos.quantized import has_bits
 from spos.training import fit, load_weights, save_weights
 
 EVAL_BATCH = 250
@@ -80,11 +81,14 @@ def retrain(
         result = RetrainResult(score.accuracy, score.top5, score.loss, score.images, trained.steps, trained.seconds)
         if directory:
             save_weights(model, directory, "final", trained.steps)
-            about = {
+            shape = (data.in_channels, data.image_size, data.image_size)
+            about: dict[str, object] = {
                 "arch": None if arch is None else list(arch),
-                "flops": count_flops(model, (data.in_channels, data.image_size, data.image_size)),
+                "flops": count_flops(model, shape),
                 "params": sum(p.numel() for p in model.parameters()),
             }
+            if has_bits(model):
+                about["bitops"] = count_bitops(model, shape)
             directory.write_json("result", dataclasses.asdict(result) | about)
     return result
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from spos.supernet import Supernet
 
 SUPERNET, SEARCH = "supernet", "search"
+UNIFORM = "uniform:"  # begins the text of an architecture that takes the same option everywhere
 _RETRAIN = "retrain-"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -100,16 +101,19 @@ def retrain_stage(label: str) -> str:
 def describe_space(net: Supernet) -> dict[str, Any]:
     """The decisions of a supernet and, where its blocks map one image tensor to another, the shapes around them.
 
-    `blocks` has one entry for each choice block in the order of the module tree: the decision's index, the indices of
-    the width decisions inside of it, and [channels, height, width] of what goes in and comes out along the path that
-    takes every first option.
+    `blocks` has one entry for each choice block, and for each block with a choice of bits, in the order of the module
+    tree: the decision's index, the indices of the width decisions inside of it, and [channels, height, width] of what
+    goes in and comes out along the path that takes every first option.
     """
     return {
         "name": net.name,
         "input_shape": list(net.input_shape) if net.input_shape else None,
         "size": str(net.space.size()),
         "fingerprint": net.space.fingerprint(),
-        "decisions": [{"name": d.name, "kind": d.kind, "options": list(d.options)} for d in net.space.decisions],
+        "decisions": [
+            {"name": d.name, "kind": d.kind, "options": list(d.options), "offered": d.drawn}
+            for d in net.space.decisions
+        ],
         "blocks": _measure_blocks(net, [0] * len(net.space)) if net.input_shape else [],
     }
 
@@ -117,7 +121,15 @@ def describe_space(net: Supernet) -> dict[str, Any]:
 def _measure_blocks(net: Supernet, arch: Sequence[int]) -> list[dict[str, Any]]:
     import torch
 
-    from spos.choices import ChoiceBlock, WidthChoice
+    from spos.choices import BitsChoice, ChoiceBlock, WidthChoice
+    from spos.sliced import SlicedModule
+
+    def decision(block: torch.nn.Module) -> int | None:
+        """The place of what the block decides: between its branches, or on the bits of all of its layers."""
+        if isinstance(block, ChoiceBlock):
+            return block.position
+        bits = [c.position for c in block.children() if isinstance(c, BitsChoice)]
+        return bits[0] if bits and not isinstance(block, SlicedModule) else None
 
     blocks: list[dict[str, Any]] = []
 
@@ -126,10 +138,9 @@ def _measure_blocks(net: Supernet, arch: Sequence[int]) -> list[dict[str, Any]]:
         if len(pair) == 2 and all(isinstance(t, torch.Tensor) and t.dim() == 4 for t in pair):
             before, after = (list(t.shape[1:]) for t in pair)
             widths = sorted({m.position or 0 for m in block.modules() if isinstance(m, WidthChoice)})
-            position = getattr(block, "position", None)
-            blocks.append({"decision": position, "widths": widths, "input": before, "output": after})
+            blocks.append({"decision": decision(block), "widths": widths, "input": before, "output": after})
 
-    handles = [m.register_forward_hook(note) for m in net.modules() if isinstance(m, ChoiceBlock)]
+    handles = [m.register_forward_hook(note) for m in net.modules() if decision(m) is not None]
     modes = [(module, module.training) for module in net.modules()]
     try:
         net.eval()

@@ -55,7 +55,7 @@ def widening_progress(config: TrainConfig, step: int, total: int) -> float:
 
 def _open(decision: Decision, order: Sequence[int] | None, progress: float) -> int:
     """Return how many options are drawn from: of widths the widest, then two, three, … in equal times, then all."""
-    count = len(decision.options)
+    count = decision.drawn
     if order is None or progress >= 1:
         return count
     return min(count, 2 + int(progress * (count - 2))) if progress >= 0 else 1

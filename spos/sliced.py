@@ -34,7 +34,8 @@ class SlicedModule(nn.Module):
     def slices(self, arch: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Return, by name, how much of the leading dimensions of each parameter and buffer `arch` uses.
 
-        Names left out are used whole.
+        Names left out are used whole. Costs count by the sizes alone; a layer that uses another part than the leading
+        one takes it in its own `forward` and `extract`.
         """
         raise NotImplementedError
 
@@ -111,11 +112,15 @@ class SlicedConv2d(SlicedModule, nn.Conv2d):
         self.out_width = _choice(out_channels)
         self.depthwise = isinstance(groups, WidthChoice)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def sizes_in_force(self, input: Tensor) -> tuple[int, int, int]:
+        """Return the numbers of inputs, outputs and groups on the running path; ValueError for another `input`."""
         inputs = self.in_channels if self.in_width is None else self.in_width()
         outputs = self.out_channels if self.out_width is None else self.out_width()
         _check_channels(self, input.shape[1], inputs)
-        groups = inputs if self.depthwise else self.groups
+        return inputs, outputs, inputs if self.depthwise else self.groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        _, outputs, groups = self.sizes_in_force(input)
         options = {"stride": self._stride, "padding": self._padding, "groups": groups}
         y = sliced_conv2d(input, self.weight, out_channels=outputs, **options)
         return y if self.bias is None else y + sliced_parameter(self.bias, outputs)[:, None, None]
@@ -130,7 +135,7 @@ class SlicedConv2d(SlicedModule, nn.Conv2d):
         options: dict[str, Any] = {"groups": inputs if self.depthwise else self.groups, "bias": self.bias is not None}
         with torch.device("meta"):
             conv = nn.Conv2d(inputs, outputs, self.kernel_size[0], self._stride, self._padding, **options)
-        return _with_slices(conv, self, arch)
+        return with_slices(conv, self, arch)
 
 
 class SlicedLinear(SlicedModule, nn.Linear):
@@ -155,7 +160,7 @@ class SlicedLinear(SlicedModule, nn.Linear):
         outputs, inputs = self.slices(arch)["weight"]
         with torch.device("meta"):
             linear = nn.Linear(inputs, outputs, self.bias is not None)
-        return _with_slices(linear, self, arch)
+        return with_slices(linear, self, arch)
 
 
 class SlicedBatchNorm2d(SlicedModule, nn.BatchNorm2d):
@@ -193,7 +198,7 @@ class SlicedBatchNorm2d(SlicedModule, nn.BatchNorm2d):
         channels = _width(self.width, self.num_features, arch)
         with torch.device("meta"):
             norm = nn.BatchNorm2d(channels, self.eps, self.momentum, self.affine, self.track_running_stats)
-        return _with_slices(norm, self, arch)
+        return with_slices(norm, self, arch)
 
 
 def _choice(width: Width) -> WidthChoice | None:
@@ -217,7 +222,7 @@ def _check_channels(layer: nn.Module, given: int, expected: int) -> None:
         raise ValueError(f"input has {given} channels: {type(layer).__name__} takes {expected} on this path")
 
 
-def _with_slices(new: Layer, layer: SlicedModule, arch: Sequence[int]) -> Layer:
+def with_slices(new: Layer, layer: SlicedModule, arch: Sequence[int]) -> Layer:
     """Put copies of a sliced layer's slices into a plain one that was made without memory, and give it its mode."""
     sizes = layer.slices(arch)
     for name, parameter in layer.named_parameters(recurse=False):

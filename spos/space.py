@@ -15,20 +15,43 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spos.bits import Bits, check_bits
+
 
 @dataclass(frozen=True)
 class Decision:
-    """One choice to make: a unique `name`, a `kind` (such as "operator") and the labels of its `options`."""
+    """One choice to make: a unique `name`, a `kind` (such as "operator") and the labels of its `options`.
+
+    A search draws from the first `offered` options, None for all: an architecture may take the others too, such as the
+    uniform bit widths that a found network is compared with. `default` is the label that `SearchSpace.uniform` takes
+    where it is told nothing about the kind.
+    """
 
     name: str
     kind: str
     options: tuple[str, ...]
+    offered: int | None = None
+    default: str | None = None
 
     def __post_init__(self) -> None:
         if not self.options:
             raise ValueError(f"decision {self.name!r} has no options: expected at least one")
         if len(set(self.options)) != len(self.options):
             raise ValueError(f"decision {self.name!r} has options {self.options}: expected different labels")
+        if self.offered is not None and not 1 <= self.offered <= len(self.options):
+            raise ValueError(f"offered = {self.offered!r} in {self.name!r}: expected 1 to {len(self.options)}, or None")
+        if self.default is not None and self.default not in self.options:
+            raise ValueError(f"default = {self.default!r} in {self.name!r}: expected one of {self.listed()}")
+
+    @property
+    def drawn(self) -> int:
+        """The number of options that a search draws from, the first ones."""
+        return len(self.options) if self.offered is None else self.offered
+
+    def listed(self) -> str:
+        """Return the labels for a message: those that are drawn, and a word on the others."""
+        others = len(self.options) - self.drawn
+        return ", ".join(self.options[: self.drawn]) + (f" and {others} that are not offered" if others else "")
 
 
 class Arch(tuple[int, ...]):
@@ -45,7 +68,10 @@ class Arch(tuple[int, ...]):
 
 
 class SearchSpace:
-    """Decisions in a fixed order. `len(space)` is their number, `space.size()` the number of architectures."""
+    """Decisions in a fixed order. `len(space)` is their number, `space.size()` the number of architectures.
+
+    `size`, `sample` and `enumerate` are about what is offered; `arch` accepts every option of every decision.
+    """
 
     def __init__(self, decisions: Iterable[Decision]) -> None:
         self.decisions = tuple(decisions)
@@ -53,7 +79,7 @@ class SearchSpace:
         duplicates = {n for n in names if names.count(n) > 1}
         if duplicates:
             raise ValueError(f"decisions named {sorted(duplicates)} occur more than once: expected unique names")
-        self._sizes = np.array([len(d.options) for d in self.decisions], dtype=np.int64)
+        self._sizes = np.array([d.drawn for d in self.decisions], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.decisions)
@@ -69,7 +95,7 @@ class SearchSpace:
 
     def size(self) -> int:
         """Return the exact number of architectures."""
-        return math.prod(len(d.options) for d in self.decisions)
+        return math.prod(d.drawn for d in self.decisions)
 
     def arch(self, choices: Sequence[int]) -> Arch:
         """Check `choices` (one option index for each decision) and return them as an `Arch`.
@@ -92,32 +118,37 @@ class SearchSpace:
             if not 0 <= index < len(decision.options):
                 raise ValueError(
                     f"arch entry {index} for {decision.name!r}: expected 0 to {len(decision.options) - 1} "
-                    f"({', '.join(decision.options)})"
+                    f"({decision.listed()})"
                 )
             checked.append(index)
         return Arch(checked)
 
     def sample(self, rng: np.random.Generator) -> Arch:
-        """Draw an architecture uniformly: every decision independently, every option alike."""
+        """Draw an architecture uniformly: every decision independently, every option that is offered alike."""
         if not isinstance(rng, np.random.Generator):
             raise TypeError(f"rng is a {type(rng).__name__}: expected a numpy.random.Generator (see spos.generator)")
         return Arch(rng.integers(0, self._sizes).tolist())
 
-    def uniform(self, **options: str | float) -> Arch:
+    def uniform(self, *, w_bits: int | None = None, a_bits: int | None = None, **options: str | float) -> Arch:
         """Return the architecture that takes the same option in every decision of a kind.
 
-        `space.uniform(operator="choice_3", width=1.0)`; every kind in the space must be given. A number stands for the
-        label that reads as the same number.
+        `space.uniform(operator="choice_3", width=1.0)`; a number stands for the label that reads as the same number.
+        `space.uniform(w_bits=4, a_bits=4)` is the option "w4a4" of the kind "bits". Options that are not offered are
+        taken too. A kind that is left out takes the default of its decisions, such as the width 1.0; where they have
+        none it must be given.
         """
-        self._kinds(options)
+        if w_bits is not None or a_bits is not None:
+            if "bits" in options:
+                raise ValueError(f"bits = {options['bits']!r} is given beside w_bits or a_bits: expected one of them")
+            options["bits"] = Bits(check_bits("w_bits", w_bits), check_bits("a_bits", a_bits)).label
+        self._kinds(options, {d.kind for d in self.decisions if d.default is None})
         choices = []
         for decision in self.decisions:
-            option = options[decision.kind]
+            option = options.get(decision.kind, decision.default)
             index = next((i for i, label in enumerate(decision.options) if _is_option(option, label)), None)
             if index is None:
-                raise ValueError(
-                    f"{decision.kind} = {option!r} in {decision.name!r}: expected one of {', '.join(decision.options)}"
-                )
+                accepted = f"expected one of {decision.listed()}"
+                raise ValueError(f"{decision.kind} = {option!r} in {decision.name!r}: {accepted}")
             choices.append(index)
         return Arch(choices)
 
@@ -126,7 +157,7 @@ class SearchSpace:
 
         `space.join(operator=(0, 0, 3, …), width=(6, 5, 3, …))` reads what other code keeps as separate lists.
         """
-        self._kinds(indices)
+        self._kinds(indices, {d.kind for d in self.decisions})
         rest = {kind: list(given) for kind, given in indices.items()}
         for kind, given in rest.items():
             count = sum(d.kind == kind for d in self.decisions)
@@ -141,34 +172,37 @@ class SearchSpace:
             found.setdefault(decision.kind, []).append(decision.options[index])
         return found
 
-    def _kinds(self, given: Mapping[str, object]) -> None:
+    def _kinds(self, given: Mapping[str, object], needed: set[str]) -> None:
         kinds = {d.kind for d in self.decisions}
-        if set(given) != kinds:
-            raise ValueError(f"kinds given are {sorted(given)}: expected exactly {sorted(kinds)}")
+        if not needed <= set(given) <= kinds:
+            free = f", of which {', '.join(sorted(kinds - needed))} may be left out" if kinds - needed else ""
+            raise ValueError(f"kinds given are {sorted(given)}: expected exactly {sorted(kinds)}{free}")
 
     def describe(self, arch: Sequence[int]) -> dict[str, str]:
         """Return the option label of each decision by name."""
         return {d.name: d.options[i] for d, i in zip(self.decisions, self.arch(arch), strict=True)}
 
     def enumerate(self) -> Iterator[Arch]:
-        """Yield every architecture in lexicographic order. Meant for spaces small enough to walk."""
+        """Yield every architecture that can be drawn, in lexicographic order. Meant for spaces small enough to walk."""
         for flat in range(self.size()):
             choices = []
             for decision in reversed(self.decisions):
-                flat, index = divmod(flat, len(decision.options))
+                flat, index = divmod(flat, decision.drawn)
                 choices.append(index)
             yield Arch(reversed(choices))
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the decisions, by which a checkpoint of another space is recognised."""
-        content = [[d.name, d.kind, list(d.options)] for d in self.decisions]
+        content = [
+            [d.name, d.kind, list(d.options), *([d.drawn] if d.drawn < len(d.options) else [])] for d in self.decisions
+        ]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
-def _is_option(option: str | float, label: str) -> bool:
+def _is_option(option: str | float | None, label: str) -> bool:
     if str(option) == label:
         return True
     try:
-        return not isinstance(option, str) and float(label) == option
+        return option is not None and not isinstance(option, str) and float(label) == option
     except ValueError:
         return False

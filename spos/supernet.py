@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spos.choices import Choice, ChoiceBlock, FixedWidth, WidthChoice, held_path
+from spos.choices import BitsChoice, Choice, ChoiceBlock, FixedBits, FixedWidth, WidthChoice, held_path
 from spos.modules import initialize, map_layers, unfuse
 from spos.sliced import SlicedModule
 from spos.space import Arch, Decision, SearchSpace
@@ -109,6 +109,8 @@ def _copy_path(module: nn.Module, arch: Arch, memo: dict[int, Any]) -> nn.Module
             memo[id(part)] = _copy_path(part.chosen(arch), arch, memo)
         elif isinstance(part, WidthChoice):
             memo[id(part)] = FixedWidth(part.width(arch))
+        elif isinstance(part, BitsChoice):
+            memo[id(part)] = FixedBits(part.bits(arch))
         elif isinstance(part, SlicedModule):
             memo[id(part)] = part.extract(arch)
     return copy.deepcopy(module, memo)
@@ -118,10 +120,11 @@ def _read_space(module: nn.Module) -> SearchSpace:
     decisions: dict[str, Decision] = {}
     choices = {name: m for name, m in module.named_modules() if isinstance(m, Choice)}
     if not choices:
-        raise ValueError("module contains no ChoiceBlock and no WidthChoice: expected at least one")
+        raise ValueError("module contains no ChoiceBlock, WidthChoice or BitsChoice: expected at least one")
     for name, choice in choices.items():
-        decision = Decision(choice.decision or name, choice.kind, choice.labels)
-        if decisions.setdefault(decision.name, decision) != decision:
+        decision = Decision(choice.decision or name, choice.kind, choice.labels, choice.offered, choice.default)
+        shared = decisions.setdefault(decision.name, decision)
+        if (shared.kind, shared.options, shared.offered) != (decision.kind, decision.options, decision.offered):
             raise ValueError(f"choices that share the decision {decision.name!r} differ in kind or labels")
     order = {name: position for position, name in enumerate(decisions)}
     for name, choice in choices.items():

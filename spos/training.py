@@ -116,7 +116,11 @@ def fit(
                 torch.manual_seed(torch_seed(seed, "layers", state.step))
                 for _ in range(config.accumulation):
                     x, y = (part.to(device, non_blocking=True) for part in next(batches))
-                    _backward(forward, x, y, config, state)
+                    try:
+                        _backward(forward, x, y, config, state)
+                    except ValueError:  # a layer may refuse the NaN that the step before left it
+                        _require_finite(model, config, state)
+                        raise
             if config.clip_norm > 0 and sink:
                 sink.clip_grad_norm_(config.clip_norm)
             elif config.clip_norm > 0:
@@ -158,14 +162,16 @@ def make_sink(model: nn.Module) -> GradientSink | None:
 
 
 def make_optimizer(model: nn.Module, config: SGDConfig, sink: GradientSink | None = None) -> torch.optim.Optimizer:
-    """Return stochastic gradient descent with weight decay on parameters of more than one dimension only.
+    """Return stochastic gradient descent with weight decay on parameters of more than one dimension, and on those
+    that a layer names in `decayed`: the values at which activations are clipped.
 
     It is the library's own, which computes what torch's does where there is a gradient, here or in `sink`.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
+    named = {id(layer._parameters[name]) for layer in model.modules() for name in getattr(layer, "decayed", ())}
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.dim() > 1 or id(p) in named], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1 and id(p) not in named], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
     return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, sink=sink)

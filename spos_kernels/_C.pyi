@@ -16,6 +16,11 @@ class Ceiling:
     fma: Ceiling
     load: Ceiling
 
+class QuantizeMethod:
+    dorefa: QuantizeMethod
+    pact: QuantizeMethod
+    lsq: QuantizeMethod
+
 def run_ceiling(ceiling: Ceiling, isa: Isa, iterations: int, threads: int) -> float: ...
 def best_isa() -> Isa: ...
 def isa_supported(isa: Isa) -> bool: ...
@@ -72,6 +77,58 @@ def choice_block_measure(
 ) -> tuple[tuple[Tensor, ...], tuple[tuple[Any, ...], ...]] | None: ...
 def choice_block_track(
     statistics: Tensor, links: tuple[Any, ...], x_shape: tuple[int, ...], momentum: float | None
+) -> None: ...
+def fake_quantize_forward(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    y: Tensor,
+    method: QuantizeMethod,
+    bits: int,
+    signed: bool,
+    channels: int,
+    inner: int,
+    isa: Isa,
+    threads: int,
+) -> None: ...
+def fake_quantize_codes(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    codes: Tensor,
+    method: QuantizeMethod,
+    bits: int,
+    signed: bool,
+    channels: int,
+    inner: int,
+    isa: Isa,
+    threads: int,
+) -> None: ...
+def fake_quantize_backward(
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    dx: Tensor | None,
+    dscale: Tensor | None,
+    method: QuantizeMethod,
+    bits: int,
+    signed: bool,
+    channels: int,
+    inner: int,
+    isa: Isa,
+    threads: int,
+) -> None: ...
+def fake_quantize_maximum(
+    x: Tensor,
+    maximum: Tensor,
+    method: QuantizeMethod,
+    bits: int,
+    signed: bool,
+    channels: int,
+    inner: int,
+    isa: Isa,
+    threads: int,
 ) -> None: ...
 def im2row(x: Tensor, y: Tensor, kernel: int, stride: int, padding: int, threads: int) -> None: ...
 def sliced_conv2d_forward(

@@ -8,6 +8,7 @@ from spos_kernels.choice_block_chain import choice_block_chain, choice_block_cha
 from spos_kernels.choice_block_reference import Branch, ConvBN, Link, choice_block_reference
 from spos_kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_reference
 from spos_kernels.depthwise_conv2d import DepthwiseConv2d, depthwise_conv2d, depthwise_conv2d_reference
+from spos_kernels.fake_quantize import fake_quantize, fake_quantize_reference, quantize, quantize_reference
 from spos_kernels.gradient_sink import GradientSink, sliced_parameter
 from spos_kernels.lowbit_conv2d import Requantize, lowbit_conv2d, lowbit_conv2d_reference
 from spos_kernels.lowbit_matmul import lowbit_matmul, lowbit_matmul_reference
@@ -44,6 +45,8 @@ __all__ = [
     "conv_norm_relu_reference",
     "depthwise_conv2d",
     "depthwise_conv2d_reference",
+    "fake_quantize",
+    "fake_quantize_reference",
     "isa",
     "lowbit_conv2d",
     "lowbit_conv2d_reference",
@@ -53,6 +56,8 @@ __all__ = [
     "pack",
     "pack_reference",
     "pack_weight",
+    "quantize",
+    "quantize_reference",
     "sliced_conv2d",
     "sliced_conv2d_reference",
     "sliced_linear",

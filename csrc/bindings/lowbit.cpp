@@ -15,7 +15,7 @@ namespace spos {
 namespace {
 
 Tensor read_dense(Dtype dtype, py::handle object, const char* name, std::initializer_list<int64_t> shape) {
-    const Tensor tensor = read_tensor_of(dtype, object, name);
+    const Tensor tensor = read_tensor_of({dtype}, object, name);
     check_shape(tensor, name, shape);
     check_contiguous(tensor, name);
     return tensor;
@@ -40,7 +40,7 @@ bool codes_fit(const uint8_t* codes, int64_t rows, int64_t channels, int64_t str
 // codes [rows, k] uint8 to packed [rows, bytes].
 void pack(py::handle codes_object, py::handle packed_object, int64_t bits, int64_t threads) {
     check_range("bits", bits, 1, 8);
-    const Tensor codes = read_tensor_of(Dtype::uint8, codes_object, "codes");
+    const Tensor codes = read_tensor_of({Dtype::uint8}, codes_object, "codes");
     if (codes.ndim != 2) throw py::value_error("codes: expected two dimensions");
     check_contiguous(codes, "codes");
     const int64_t rows = codes.shape[0], k = codes.shape[1], bytes = packed_bytes(k, static_cast<int>(bits));
@@ -73,7 +73,7 @@ void pack(py::handle codes_object, py::handle packed_object, int64_t bits, int64
 void unpack(py::handle packed_object, py::handle codes_object, int64_t bits, Isa isa, int64_t threads) {
     check_range("bits", bits, 1, 8);
     require_isa(isa, Dtype::float32);
-    const Tensor codes = read_tensor_of(Dtype::uint8, codes_object, "codes");
+    const Tensor codes = read_tensor_of({Dtype::uint8}, codes_object, "codes");
     if (codes.ndim != 2) throw py::value_error("codes: expected two dimensions");
     check_contiguous(codes, "codes");
     const int64_t rows = codes.shape[0], k = codes.shape[1], bytes = packed_bytes(k, static_cast<int>(bits));
@@ -144,7 +144,7 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
     if (call.method == LowbitMethod::row && !plain) throw py::value_error("method: row is for matrix products");
 
     const bool floats = py::isinstance<py::object>(x_object) && !scales[0].is_none();
-    const Tensor x = read_tensor_of(floats ? Dtype::float32 : Dtype::uint8, x_object, "x");
+    const Tensor x = read_tensor_of({floats ? Dtype::float32 : Dtype::uint8}, x_object, "x");
     check_shape(x, "x", {in_pixels, channels});
     if (channels > 1 && x.strides[1] != 1) throw py::value_error("x: expected adjacent channels");
     call.x_stride = in_pixels > 1 ? x.strides[0] : channels;
@@ -154,7 +154,7 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
         call.codes = x.as<const uint8_t>();
     call.weight = read_dense(Dtype::uint8, packed_object, "packed", {outputs, packed_bytes(k, call.w_bits)})
                       .as<const uint8_t>();
-    const Tensor all_sums = read_tensor_of(Dtype::int32, sums, "sums");
+    const Tensor all_sums = read_tensor_of({Dtype::int32}, sums, "sums");
     call.scale_groups = all_sums.ndim == 2 ? all_sums.shape[0] : 0;
     if (call.scale_groups < 1 || (call.scale_groups > 1 && (!plain || k % (8 * call.scale_groups))))
         throw py::value_error("sums: expected one row, or rows for whole multiples of 8 of a matrix product's k");

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_C, module) {
     spos::bind_choice_block(module);
     spos::bind_choice_block_call(module);
     spos::bind_depthwise_conv2d(module);
+    spos::bind_fake_quantize(module);
     spos::bind_im2row(module);
     spos::bind_lowbit(module);
     spos::bind_sgd(module);

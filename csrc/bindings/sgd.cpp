@@ -15,16 +15,6 @@ namespace {
 // Elements of a piece: few enough that a large parameter is shared out among threads.
 constexpr int64_t piece_size = 16384;
 
-// Elements from a tensor's first to behind its last. The strides of real tensors are not negative.
-int64_t reach(const Tensor& tensor) {
-    int64_t last = 0;
-    for (int d = 0; d < tensor.ndim; ++d) {
-        if (tensor.shape[d] == 0) return 0;
-        last += (tensor.shape[d] - 1) * tensor.strides[d];
-    }
-    return last + 1;
-}
-
 void check_same_layout(const Tensor& tensor, const char* name, const Tensor& parameter) {
     bool same = tensor.ndim == parameter.ndim;
     for (int d = 0; same && d < tensor.ndim; ++d)

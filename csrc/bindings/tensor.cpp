@@ -61,12 +61,11 @@ constexpr DtypeName dtypes[] = {
     {Dtype::int32, dlpack::code_int, 32, "torch.int32"},       {Dtype::int64, dlpack::code_int, 64, "torch.int64"},
 };
 
-// What a caller takes: one dtype, or null for float32 and float64.
-using Wanted = const Dtype*;
+// What a caller takes.
+using Wanted = std::initializer_list<Dtype>;
+constexpr Wanted floats = {Dtype::float32, Dtype::float64};
 
-bool accepts(Wanted wanted, Dtype dtype) {
-    return wanted ? dtype == *wanted : dtype == Dtype::float32 || dtype == Dtype::float64;
-}
+bool accepts(Wanted wanted, Dtype dtype) { return std::find(wanted.begin(), wanted.end(), dtype) != wanted.end(); }
 
 // True when the table describes the tensor and the kernels accept it; otherwise from_attributes() says what is wrong.
 bool from_exchange(const dlpack::ExchangeApi& table, py::handle object, Wanted wanted, Tensor& result) {
@@ -95,11 +94,11 @@ Tensor from_attributes(py::handle object, Wanted wanted, const char* name) {
     const auto found =
         std::find_if(std::begin(dtypes), std::end(dtypes), [&](const DtypeName& entry) { return dtype == entry.name; });
     if (found == std::end(dtypes) || !accepts(wanted, found->dtype)) {
-        std::string accepted = "torch.float32 and torch.float64";
+        std::string accepted;
         for (const DtypeName& entry : dtypes)
-            if (wanted && entry.dtype == *wanted) accepted = entry.name;
-        throw py::type_error(std::string(name) + ": dtype is " + dtype + ", accepted " + (wanted ? "is " : "are ") +
-                             accepted);
+            if (accepts(wanted, entry.dtype)) accepted += (accepted.empty() ? "" : " and ") + std::string(entry.name);
+        throw py::type_error(std::string(name) + ": dtype is " + dtype + ", accepted " +
+                             (wanted.size() > 1 ? "are " : "is ") + accepted);
     }
     const auto shape = py::cast<std::vector<int64_t>>(py::tuple(object.attr("shape")));
     const auto strides = py::cast<std::vector<int64_t>>(py::tuple(object.attr("stride")()));
@@ -149,14 +148,16 @@ Tensor read(py::handle object, Wanted wanted, const char* name) {
 
 }  // namespace
 
-Tensor read_tensor(py::handle object, const char* name) { return read(object, nullptr, name); }
+Tensor read_tensor(py::handle object, const char* name) { return read(object, floats, name); }
 
-Tensor read_tensor_of(Dtype dtype, py::handle object, const char* name) { return read(object, &dtype, name); }
+Tensor read_tensor_of(std::initializer_list<Dtype> dtypes, py::handle object, const char* name) {
+    return read(object, dtypes, name);
+}
 
 bool try_read_tensor(py::handle object, Tensor& result) {
     const TensorTypes& types = tensor_types();
     return types.exchange && is_plain(object) && !is_negative(object) &&
-           from_exchange(*types.exchange, object, nullptr, result) && result.data;
+           from_exchange(*types.exchange, object, floats, result) && result.data;
 }
 
 int64_t* try_read_count(py::handle object) {

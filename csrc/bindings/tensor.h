@@ -37,8 +37,8 @@ void set_tensor_types(py::type tensor, py::type parameter, py::object exchange_c
 // A tensor of floats.
 Tensor read_tensor(py::handle object, const char* name);
 
-// A tensor of one dtype.
-Tensor read_tensor_of(Dtype dtype, py::handle object, const char* name);
+// A tensor of one of these dtypes.
+Tensor read_tensor_of(std::initializer_list<Dtype> dtypes, py::handle object, const char* name);
 
 // The same without a word: false for whatever read_tensor refuses or reads the slower way.
 bool try_read_tensor(py::handle object, Tensor& result);

@@ -3,6 +3,10 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
+
+#include "core/simd_tanh.h"
+
 namespace spos {
 namespace {
 
@@ -40,6 +44,41 @@ struct Avx512F32 {
         const __m512i index = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
         low = _mm512_permutex2var_ps(even, index, odd);
         high = _mm512_permutex2var_ps(even, _mm512_add_epi32(index, _mm512_set1_epi32(8)), odd);
+    }
+
+    using Mask = __mmask16;
+    static Value multiply(Value a, Value b) { return _mm512_mul_ps(a, b); }
+    static Value divide(Value a, Value b) { return _mm512_div_ps(a, b); }
+    // Of two equal values, and where either is NaN: b.
+    static Value minimum(Value a, Value b) { return _mm512_min_ps(a, b); }
+    static Value maximum(Value a, Value b) { return _mm512_max_ps(a, b); }
+    // To the nearest integer, half to even; |value| below 2^22. NaN stays NaN.
+    static Value round(Value value) {
+        return _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    // False where either is NaN.
+    static Mask less(Value a, Value b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+    static Mask less_equal(Value a, Value b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+    static Mask both(Mask a, Mask b) { return a & b; }
+    static Value select(Mask mask, Value yes, Value no) { return _mm512_mask_mov_ps(no, mask, yes); }
+    static Value absolute(Value value) { return _mm512_abs_ps(value); }
+    static Value with_sign_of(Value magnitude, Value sign) {
+        return _mm512_or_ps(magnitude, _mm512_and_ps(sign, _mm512_set1_ps(-0.0f)));
+    }
+    // max(largest, |value|) for largest >= 0; NaN, once met, stays. As integers, magnitudes have the same order.
+    static Value largest_magnitude(Value largest, Value value) {
+        return _mm512_castsi512_ps(
+            _mm512_max_epi32(_mm512_castps_si512(largest), _mm512_castps_si512(_mm512_abs_ps(value))));
+    }
+    static Value tanh(Value value) { return tanh_polynomial<Avx512F32>(value); }
+    // value * 2^exponent for an integral exponent and a result that is a normal number.
+    static Value times_power_of_two(Value value, Value exponent) { return _mm512_scalef_ps(value, exponent); }
+    // Past the caches, to an address that is a multiple of the vector; fence() before others read it.
+    static void stream(float* to, Value value) { _mm512_stream_ps(to, value); }
+    static void fence() { _mm_sfence(); }
+    // Integral values of which each fits into 8 bits, signed or not: the first `count`.
+    static void store_bytes(uint8_t* to, Value value, int count) {
+        _mm512_mask_cvtepi32_storeu_epi8(to, first(count), _mm512_cvtps_epi32(value));
     }
 
   private:

@@ -2,6 +2,8 @@
 // any processor runs it. Multiply and add round separately.
 #pragma once
 
+#include <cmath>
+#include <cstdint>
 #include <cstring>
 
 namespace spos {
@@ -62,6 +64,40 @@ struct Vector128 {
         }
         low = first;
         high = second;
+    }
+
+    using Mask = decltype(Value{} < Value{});
+    static Value multiply(Value a, Value b) { return a * b; }
+    static Value divide(Value a, Value b) { return a / b; }
+    // Of two equal values, and where either is NaN: b.
+    static Value minimum(Value a, Value b) { return a < b ? a : b; }
+    static Value maximum(Value a, Value b) { return a > b ? a : b; }
+    // To the nearest integer, half to even; |value| below 2^22. NaN stays NaN. Beside the constant there is no room for
+    // digits behind the point, and a function of the library would be a call for each element.
+    static Value round(Value value) {
+        const T no_fractions = sizeof(T) == 4 ? T(0x1.8p23) : T(0x1.8p52);
+        return (value + no_fractions) - no_fractions;
+    }
+    // False where either is NaN.
+    static Mask less(Value a, Value b) { return a < b; }
+    static Mask less_equal(Value a, Value b) { return a <= b; }
+    static Mask both(Mask a, Mask b) { return a & b; }
+    static Value select(Mask mask, Value yes, Value no) { return mask ? yes : no; }
+    // max(largest, |value|) for largest >= 0; NaN, once met, stays.
+    static Value largest_magnitude(Value largest, Value value) {
+        const Value magnitude = value < 0 ? -value : value;
+        return (magnitude > largest) | (magnitude != magnitude) ? magnitude : largest;
+    }
+    static Value tanh(Value value) {
+        for (int i = 0; i < lanes; ++i) value[i] = std::tanh(value[i]);
+        return value;
+    }
+    // Past the caches where there is an instruction for it, to an address that is a multiple of the vector.
+    static void stream(T* to, Value value) { store(to, value); }
+    static void fence() {}
+    // Integral values of which each fits into 8 bits, signed or not: the first `count`.
+    static void store_bytes(uint8_t* to, Value value, int count) {
+        for (int i = 0; i < count; ++i) to[i] = static_cast<uint8_t>(static_cast<int>(value[i]));
     }
 };
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import typer
 
 from spos.cli.display import Display
 from spos.cli.settings import Options, resolve
-from spos.run_folder import SEARCH, SUPERNET, RunFolder, retrain_stage
+from spos.run_folder import SEARCH, SUPERNET, UNIFORM, RunFolder, retrain_stage
 
 app = typer.Typer(
     help="Single Path One-Shot architecture search: train a supernet, search it, retrain what was found, report.",
@@ -100,6 +101,10 @@ def search(
     min_flops: Annotated[float | None, typer.Option(metavar="N", help="At least so many.")] = None,
     max_params: Annotated[float | None, typer.Option(metavar="N", help="Budget: parameters, such as 3.5e6.")] = None,
     min_params: Annotated[float | None, typer.Option(metavar="N", help="At least so many.")] = None,
+    max_bitops: Annotated[
+        float | None, typer.Option(metavar="N", help="Budget: bit operations in units of 2^30, such as 6.5.")
+    ] = None,
+    min_bitops: Annotated[float | None, typer.Option(metavar="N", help="At least so many.")] = None,
     population: Annotated[int | None, typer.Option(metavar="N", help="Random candidates to start from.")] = None,
     generations: Annotated[int | None, typer.Option(metavar="N", help="Rounds of evolution after them.")] = None,
     config: ConfigFile = None,
@@ -118,6 +123,8 @@ def search(
             "search.min_flops": min_flops,
             "search.max_params": max_params,
             "search.min_params": min_params,
+            "search.max_bitops": max_bitops,
+            "search.min_bitops": min_bitops,
             "search.population": population,
             "search.generations": generations,
             "seed": seed,
@@ -130,16 +137,28 @@ def search(
 def retrain(
     run: Run,
     arch: Annotated[
-        str | None, typer.Option(metavar="0,1,2,...", help="Architecture; without it, the best that evolution found.")
+        str | None,
+        typer.Option(
+            metavar="0,1,2,...",
+            help="Architecture, or the same option everywhere: uniform:w2a2, uniform:operator=choice_3,width=1.0. "
+            "Without it, the best that evolution found.",
+        ),
     ] = None,
     arch_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help='JSON file of one: a list, or an object with "arch".')
     ] = None,
     label: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Names RUN/retrain-NAME; default best, or given with --arch.")
+        str | None,
+        typer.Option(metavar="NAME", help="Names RUN/retrain-NAME; default best, given with --arch, uniform-w2a2."),
     ] = None,
     random_archs: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Also retrain N random architectures of the same FLOPs, within 1%.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Also retrain N random architectures of the same FLOPs, within 1%; of the same bit operations where "
+            "bits are searched.",
+        ),
     ] = 0,
     epochs: Annotated[float | None, typer.Option(metavar="N", help="Passes over the training images.")] = None,
     config: ConfigFile = None,
@@ -153,7 +172,8 @@ def retrain(
         from spos.cli import stages
 
         folder, chosen = RunFolder(run), _read_arch(arch, arch_file)
-        stage = retrain_stage(label or ("best" if chosen is None else "given"))
+        label = label or (_uniform_label(chosen) if isinstance(chosen, str) else "best" if chosen is None else "given")
+        stage = retrain_stage(label)
         named = {"retrain.epochs": epochs, "seed": seed, "threads": threads}
         settings = resolve(folder, stage, Options(config, set_ or (), named))
         stages.retrain(folder, settings, display, arch=chosen, label=label, random_archs=random_archs)
@@ -201,7 +221,8 @@ def _report(folder: RunFolder, out: Path | None, display: Display) -> None:
     display.say(f"report: {write_report(folder, out).resolve()}")
 
 
-def _read_arch(text: str | None, file: Path | None) -> list[int] | None:
+def _read_arch(text: str | None, file: Path | None) -> list[int] | str | None:
+    """An architecture's indices; a uniform one stays text until the space is known."""
     if text is not None and file is not None:
         raise ValueError("--arch and --arch-file are both given: expected one of them")
     if file is not None:
@@ -210,12 +231,18 @@ def _read_arch(text: str | None, file: Path | None) -> list[int] | None:
         if not isinstance(value, list):
             raise ValueError(f'{file}: expected a JSON list of integers, or an object with one as "arch"')
         return value
-    if text is None:
-        return None
+    if text is None or text.startswith(UNIFORM):
+        return text
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--arch {text!r}: expected integers with commas between them, such as 0,1,2,3") from None
+        raise ValueError(
+            f"--arch {text!r}: expected integers with commas between them, such as 0,1,2,3, or uniform:w2a2"
+        ) from None
+
+
+def _uniform_label(text: str) -> str:
+    return "-".join(re.findall(r"[A-Za-z0-9_]+", text))
 
 
 @contextmanager

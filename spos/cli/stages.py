@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from spos.cli.display import Display, duration
 from spos.config import Config
 from spos.run_directory import RunDirectoryError, versions
-from spos.run_folder import SEARCH, SUPERNET, RunFolder, retrain_stage
+from spos.run_folder import SEARCH, SUPERNET, UNIFORM, RunFolder, retrain_stage
 
 if TYPE_CHECKING:
     import spos
     from spos.space import Arch, SearchSpace
 
-# Random architectures to compare with: how near their FLOPs must be, and how many draws that may take.
-_FLOPS_TOLERANCE = 0.01
+# Random architectures to compare with: how near their cost must be, and how many draws that may take.
+_TOLERANCE = 0.01
 _COMPARISON_DRAWS = 20_000
 
 
@@ -66,7 +66,7 @@ def search(folder: RunFolder, config: Config, display: Display, *, random: bool 
     best = result.best
     display.say(
         f"{'random search' if random else 'evolution'}: {len(result.history)} candidates, best {_listed(best.arch)}: "
-        f"validation accuracy {best.accuracy:.2%}, {_cost(best.flops, best.params)}"
+        f"validation accuracy {best.accuracy:.2%}, {_cost(best.flops, best.params, best.bitops)}"
     )
     _say_labels(net.space, best.arch, display)
 
@@ -76,11 +76,14 @@ def retrain(
     config: Config,
     display: Display,
     *,
-    arch: Sequence[int] | None = None,
+    arch: Sequence[int] | str | None = None,
     label: str | None = None,
     random_archs: int = 0,
 ) -> None:
-    """Trains `arch`, or the best of the evolutionary search, from fresh weights; then random ones of the same FLOPs."""
+    """Trains `arch`, or the best of the evolutionary search, from fresh weights; then random ones of the same cost.
+
+    `arch` may be text such as "uniform:w2a2", the same option in every decision of a kind.
+    """
     if arch is None:
         _require(folder, SEARCH, "spos search")
         with folder.open(SEARCH) as run:
@@ -89,7 +92,7 @@ def retrain(
     else:
         label, origin = label or "given", "given"
     data, net = _prepare(config, display)
-    chosen = net.space.arch(arch)
+    chosen = _uniform(net.space, arch) if isinstance(arch, str) else net.space.arch(arch)
     others = _comparisons(net, chosen, random_archs, config.seed)  # first: it may find too few
     _retrain_one(folder, config, display, data, net, chosen, label, origin)
     for number, other in enumerate(others, start=1):
@@ -107,9 +110,12 @@ def _retrain_one(
     origin: str,
 ) -> None:
     import spos
+    from spos.quantized import has_bits
 
     stage = retrain_stage(label)
     costs = {"flops": spos.flops(net, arch), "params": spos.params(net, arch)}
+    if has_bits(net):
+        costs["bitops"] = spos.bitops(net, arch)
     if folder.started(stage) and (held := folder.plan(stage).get("arch", list(arch))) != list(arch):
         raise RunDirectoryError(
             f"{folder.directory(stage)} holds another architecture, {_listed(held)}: "
@@ -156,6 +162,9 @@ def _prepare(config: Config, display: Display) -> tuple[spos.Data, spos.Supernet
         seed=config.seed,
         operators=config.space.operators or None,
         widths=config.space.widths or None,
+        bits="any" if config.space.bits == ("any",) else config.space.bits or None,
+        share_clip=config.space.share_clip,
+        initial_clip=config.space.initial_clip or None,
     )
     return data, net
 
@@ -183,25 +192,48 @@ def _require(folder: RunFolder, stage: str, command: str) -> None:
 
 
 def _comparisons(net: spos.Supernet, chosen: Arch, count: int, seed: int) -> list[Arch]:
-    """Different random architectures with FLOPs within 1% of the chosen one's."""
+    """Different random architectures with FLOPs, or bit operations where bits are a choice, within 1% of the chosen."""
     import spos
+    from spos.quantized import has_bits
 
-    cost: Callable[[Sequence[int]], int] = spos.flops.table(net)
+    name = "bit operations" if has_bits(net) else "FLOPs"
+    cost: Callable[[Sequence[int]], int] = (spos.bitops if has_bits(net) else spos.flops).table(net)
     target = cost(chosen)
     rng = spos.generator(seed, "comparison")
     found: dict[Arch, None] = {}  # in the order of drawing: asking for more later starts with the same ones
     for _ in range(_COMPARISON_DRAWS if count else 0):
         arch = net.space.sample(rng)
-        if arch != chosen and abs(cost(arch) - target) <= _FLOPS_TOLERANCE * target:
+        if arch != chosen and abs(cost(arch) - target) <= _TOLERANCE * target:
             found[arch] = None
             if len(found) == count:
                 break
     if len(found) < count:
         raise ValueError(
-            f"random-archs = {count}: only {len(found)} of {_COMPARISON_DRAWS:,} random architectures have FLOPs "
-            f"within {_FLOPS_TOLERANCE:.0%} of {target:,}"
+            f"random-archs = {count}: only {len(found)} of {_COMPARISON_DRAWS:,} random architectures have {name} "
+            f"within {_TOLERANCE:.0%} of {target:,}"
         )
     return list(found)
+
+
+def _uniform(space: SearchSpace, text: str) -> Arch:
+    """The architecture of "uniform:w2a2", or of "uniform:" and kind=label pairs with commas between them."""
+    options: dict[str, Any] = {}
+    for part in text.removeprefix(UNIFORM).split(","):
+        kind, equals, label = part.partition("=")
+        options[kind.strip() if equals else "bits"] = _number(label.strip() if equals else part.strip())
+    try:
+        return space.uniform(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--arch {text!r}: {error}") from None
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _say_labels(space: SearchSpace, arch: Sequence[int], display: Display) -> None:
@@ -216,8 +248,9 @@ def _listed(arch: Sequence[Any]) -> str:
     return ",".join(map(str, arch))
 
 
-def _cost(flops: int, params: int) -> str:
-    return f"{flops / 1e6:.2f} MFLOPs, {params / 1e6:.3f} M parameters"
+def _cost(flops: float, params: float, bitops: float | None = None) -> str:
+    bits = "" if bitops is None else f", {bitops:.4g} G bit operations"
+    return f"{flops / 1e6:.2f} MFLOPs, {params / 1e6:.3f} M parameters{bits}"
 
 
 def _count(number: int) -> str:

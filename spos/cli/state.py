@@ -70,7 +70,8 @@ def _search_lines(run: RunDirectory) -> Iterator[str]:
             continue
         best = min(records, key=ranking_key)
         end = "finished" if run.read_json(result) else "not finished"
+        bits = "" if best.get("bitops") is None else f", {best['bitops']:.4g} G bit operations"
         yield (
             f"{name}: {len(records)} candidates, {end}; best {','.join(map(str, best['arch']))}, "
-            f"validation accuracy {best['accuracy']:.2%}, {best['flops'] / 1e6:.2f} MFLOPs"
+            f"validation accuracy {best['accuracy']:.2%}, {best['flops'] / 1e6:.2f} MFLOPs{bits}"
         )

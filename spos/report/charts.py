@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from spos.report.collect import Retrained, RunData, Searched, Training
+from spos.report.collect import Retrained, RunData, Training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,16 +55,17 @@ def search_chart(run: RunData) -> str:
 
 
 def scatter_chart(run: RunData, budget: float | None) -> str:
-    """Accuracy against FLOPs of every candidate, with the architecture found marked and the budget as a line."""
+    """Accuracy against cost of every candidate, with the architecture found marked and the budget as a line."""
     figure, (axes,) = _figure(1, 3.5)
     for searched, colour, name in ((run.random, "c1", "random search"), (run.evolution, "c0", "evolution")):
         if searched is not None:
-            flops, accuracy = _points(searched)
-            axes.plot(flops, accuracy, ".", ms=5, mew=0, alpha=0.55, color=_COLOURS[colour], label=name)
+            costs = [run.cost.of(c) for c in searched.candidates]
+            accuracy = [100 * c["accuracy"] for c in searched.candidates]
+            axes.plot(costs, accuracy, ".", ms=5, mew=0, alpha=0.55, color=_COLOURS[colour], label=name)
     best = run.evolution.best if run.evolution else run.random.best if run.random else None
     if best is not None:
         axes.plot(
-            best["flops"] / 1e6,
+            run.cost.of(best),
             100 * best["accuracy"],
             "o",
             ms=8,
@@ -74,11 +75,11 @@ def scatter_chart(run: RunData, budget: float | None) -> str:
             label="architecture found",
         )
     if budget:
-        axes.axvline(budget / 1e6, lw=1, ls=(0, (4, 3)), color=_COLOURS["muted"], label="budget")
-    axes.set_xlabel("FLOPs, millions of multiply-accumulates for one image")
+        axes.axvline(budget / run.cost.scale, lw=1, ls=(0, (4, 3)), color=_COLOURS["muted"], label="budget")
+    axes.set_xlabel(run.cost.label)
     axes.set_ylabel("validation accuracy, %")
     _legend(axes, "lower right")
-    return _svg(figure, "scatter", "Validation accuracy against FLOPs of every candidate")
+    return _svg(figure, "scatter", f"Validation accuracy against {run.cost.name} of every candidate")
 
 
 def retrained_chart(retrained: Sequence[Retrained]) -> str:
@@ -96,9 +97,9 @@ def retrained_chart(retrained: Sequence[Retrained]) -> str:
     return _svg(figure, "retrained", "Test accuracy of the retrained architectures")
 
 
-def loss_chart(supernet: Training | None, retrained: Sequence[Retrained]) -> str:
+def loss_chart(run: RunData) -> str:
     """Training loss over epochs: the supernet's, and that of each retrained architecture."""
-    children = [r for r in retrained if r.training.records]
+    supernet, children = run.supernet, [r for r in run.retrained if r.training.records]
     panels = [bool(supernet and supernet.records), bool(children)]
     figure, axes = _figure(sum(panels), 3.1)
     if supernet and panels[0]:
@@ -111,7 +112,7 @@ def loss_chart(supernet: Training | None, retrained: Sequence[Retrained]) -> str
             epoch, loss = _curve(one.training)
             colour = _COLOURS[origins.get(one.origin, "c2")]
             first = one.origin != "random" or one is next(r for r in children if r.origin == "random")
-            name = "random of the same FLOPs" if one.origin == "random" else one.label
+            name = f"random of the same {run.cost.name}" if one.origin == "random" else one.label
             axes[-1].plot(
                 epoch,
                 loss,
@@ -131,10 +132,6 @@ def loss_chart(supernet: Training | None, retrained: Sequence[Retrained]) -> str
 def standard_error(accuracy: float, images: int) -> float:
     """Of an accuracy measured on `images` images drawn independently."""
     return float(np.sqrt(accuracy * (1 - accuracy) / images)) if images else 0.0
-
-
-def _points(searched: Searched) -> tuple[list[float], list[float]]:
-    return [c["flops"] / 1e6 for c in searched.candidates], [100 * c["accuracy"] for c in searched.candidates]
 
 
 def _curve(training: Training) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

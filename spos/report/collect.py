@@ -40,6 +40,32 @@ class Retrained:
     flops: int | None
     params: int | None
     training: Training
+    bitops: float | None = None
+
+
+@dataclass(frozen=True)
+class CostAxis:
+    """The cost that candidates are compared by: its key in their records, what it is called, and its unit."""
+
+    key: str
+    name: str
+    unit: str
+    scale: float
+    label: str
+
+    def of(self, record: Record) -> float:
+        """The cost of a candidate, in the unit."""
+        return float(record[self.key]) / self.scale
+
+
+FLOPS = CostAxis("flops", "FLOPs", "MFLOPs", 1e6, "FLOPs, millions of multiply-accumulates for one image")
+BITOPS = CostAxis(
+    "bitops",
+    "bit operations",
+    "G bit operations",
+    1.0,
+    "bit operations for one image, multiply-accumulates × bits, 2³⁰",
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +107,15 @@ class RunData:
     def found(self) -> Retrained | None:
         """The retrained architecture that the search found: the first whose origin says so."""
         return next((r for r in self.retrained if r.origin == "search"), None)
+
+    @property
+    def cost(self) -> CostAxis:
+        """Bit operations where bits were searched, else FLOPs."""
+        candidates = [c for s in (self.evolution, self.random) if s for c in s.candidates[:1]]
+        mixed = any(c.get("bitops") is not None for c in candidates) or any(
+            r.bitops is not None for r in self.retrained
+        )
+        return BITOPS if mixed else FLOPS
 
     @property
     def architecture(self) -> tuple[int, ...] | None:
@@ -148,5 +183,6 @@ def _retrained(run: RunDirectory, stage: str, plan: Mapping[str, Any]) -> Retrai
         arch=tuple(arch) if arch else None,
         flops=facts.get("flops"),
         params=facts.get("params"),
+        bitops=facts.get("bitops"),
         training=training,
     )

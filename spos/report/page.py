@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from spos.report import charts
-from spos.report.collect import Retrained, RunData, Searched, Training
+from spos.report.collect import BITOPS, Retrained, RunData, Searched, Training
 from spos.report.drawing import draw_architecture
 from spos.report.style import STYLE
 
@@ -65,10 +65,12 @@ def _numbers(run: RunData) -> Iterator[tuple[str, str]]:
         yield "best validation accuracy", _percent(best["accuracy"], _validation_images(run))
     elif run.supernet and run.supernet.records:
         yield "supernet training loss", _text(f"{run.supernet.records[-1]['loss']:.3f}")
-    costs = best or ({"flops": found.flops, "params": found.params} if found and found.flops and found.params else None)
+    costs = best or (vars(found) if found and found.flops and found.params else None)
     if costs:
         yield "FLOPs", f"{costs['flops'] / 1e6:,.1f} <small>M</small>"
         yield "parameters", f"{costs['params'] / 1e6:,.2f} <small>M</small>"
+        if costs.get("bitops") is not None:
+            yield "bit operations", f"{costs['bitops']:.4g} <small>G</small>"
     candidates = sum(len(s.candidates) for s in (run.evolution, run.random) if s)
     if candidates:
         yield "candidates scored", f"{candidates:,}"
@@ -86,7 +88,7 @@ def _missing(run: RunData) -> list[str]:
     if not (run.found and run.found.training.result):
         missing.append("the architecture found, retrained and tested")
     if not any(r.origin == "random" and r.training.result for r in run.retrained):
-        missing.append("retrained random architectures of the same FLOPs")
+        missing.append(f"retrained random architectures of the same {run.cost.name}")
     return missing
 
 
@@ -125,12 +127,13 @@ def _scatter(run: RunData) -> str:
     best = _best(run)
     if best is None:
         return ""
-    budget = run.config.search.max_flops if run.config else 0
-    flops = [c["flops"] / 1e6 for s in (run.evolution, run.random) if s for c in s.candidates]
-    mark = f"{best['flops'] / 1e6:.2f} MFLOPs and {100 * best['accuracy']:.2f}%"
+    cost = run.cost
+    budget = getattr(run.config.search, f"max_{cost.key}") if run.config else 0
+    costs = [cost.of(c) for s in (run.evolution, run.random) if s for c in s.candidates]
+    mark = f"{cost.of(best):.4g} {cost.unit} and {100 * best['accuracy']:.2f}%"
     caption = (
-        f"All {len(flops):,} candidates, scored with the supernet's weights; they span {min(flops):.1f} to "
-        f"{max(flops):.1f} MFLOPs. The one found has {mark}."
+        f"All {len(costs):,} candidates, scored with the supernet's weights; they span {min(costs):.3g} to "
+        f"{max(costs):.3g} {cost.unit}. The one found has {mark}."
     )
     if run.constraints:
         caption += f" Constraints: {'; '.join(run.constraints)}."
@@ -141,7 +144,9 @@ def _retrained(run: RunData) -> str:
     if not run.retrained:
         return ""
     rows = [_retrained_row(run, one) for one in run.retrained]
-    table = _table(("", "architecture", "#MFLOPs", "#M parameters", "#validation, inherited", "#test, retrained"), rows)
+    bits = ["#G bit operations"] if run.cost is BITOPS else []
+    head = ["", "architecture", "#MFLOPs", *bits, "#M parameters", "#validation, inherited", "#test, retrained"]
+    table = _table(head, rows)
     done = [r for r in run.retrained if r.training.result]
     chart = charts.retrained_chart(done) if len(done) > 1 else ""
     return _section("Retrained from fresh weights", table + (_figure(chart, _text(_comparison(run))) if chart else ""))
@@ -151,14 +156,26 @@ def _retrained_row(run: RunData, one: Retrained) -> Row:
     result = one.training.result
     known = {tuple(c["arch"]): c["accuracy"] for s in (run.random, run.evolution) if s for c in s.candidates}
     inherited = known.get(one.arch) if one.arch else None
+    bits = [f"{one.bitops:.4g}" if one.bitops is not None else _NONE] if run.cost is BITOPS else []
     return (
         _text(one.label),
-        f"<code>{_text(' '.join(map(str, one.arch or ())))}</code>",
+        "<br>".join(f"<code>{_text(line)}</code>" for line in _arch_lines(run, one.arch or ())),
         f"{one.flops / 1e6:.2f}" if one.flops else _NONE,
+        *bits,
         f"{one.params / 1e6:.3f}" if one.params else _NONE,
         f"{100 * inherited:.2f}%" if inherited is not None else _NONE,
         _percent(result["test_accuracy"], result["test_images"]) if result else "not finished",
     )
+
+
+def _arch_lines(run: RunData, arch: Sequence[int]) -> list[str]:
+    """The numbers of an architecture's options; where bits are among them, a line of labels for each kind."""
+    decisions = run.space["decisions"] if run.space and len(run.space["decisions"]) == len(arch) else ()
+    kinds = list(dict.fromkeys(d["kind"] for d in decisions))
+    if "bits" not in kinds:
+        return [" ".join(map(str, arch))]
+    options = [(d["kind"], d["options"][index]) for d, index in zip(decisions, arch, strict=True)]
+    return [f"{kind}: {' '.join(label for k, label in options if k == kind)}" for kind in kinds]
 
 
 def _comparison(run: RunData) -> str:
@@ -170,7 +187,7 @@ def _comparison(run: RunData) -> str:
     difference = 100 * (found["test_accuracy"] - mean)
     return (
         f"The architecture found reaches {100 * found['test_accuracy']:.2f}% on {found['test_images']:,} test images; "
-        f"{len(others)} random ones of the same FLOPs, trained alike, average {100 * mean:.2f}%: "
+        f"{len(others)} random ones of the same {run.cost.name}, trained alike, average {100 * mean:.2f}%: "
         f"a difference of {difference:+.2f} points."
     )
 
@@ -181,7 +198,7 @@ def _losses(run: RunData) -> str:
         return ""
     said = [f"{t.stage} ends at {t.records[-1]['loss']:.3f}" for t in trained[:4]]
     caption = f"Mean training loss between records, label smoothing included: {', '.join(said)}."
-    return _section("Training", _figure(charts.loss_chart(run.supernet, run.retrained), _text(caption)))
+    return _section("Training", _figure(charts.loss_chart(run), _text(caption)))
 
 
 def _costs(run: RunData) -> str:

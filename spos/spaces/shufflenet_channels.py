@@ -35,7 +35,7 @@ def build(
 ) -> Supernet:
     """Build the supernet, channels last, with the operators and ratios offered; see `spos.spaces.get`."""
     offered = CHOICES if operators is None else _check_operators(operators)
-    ratios = RATIOS if widths is None else _check_widths(widths)
+    ratios = RATIOS if widths is None else check_widths(widths)
 
     def make_block(number: int, inputs: int, outputs: int, stride: int) -> nn.Module:
         mid = WidthChoice.scaled(outputs // 2, ratios, decision=f"features.{number}.width")
@@ -57,7 +57,7 @@ def _check_operators(operators: Sequence[str]) -> tuple[str, ...]:
     return tuple(o for o in CHOICES if o in operators)
 
 
-def _check_widths(widths: Sequence[float]) -> tuple[float, ...]:
+def check_widths(widths: Sequence[float]) -> tuple[float, ...]:
     """Return the ratios from narrow to wide."""
     numbers = [w for w in widths if isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < math.inf]
     if not numbers or len(numbers) < len(widths) or len(set(numbers)) < len(numbers):

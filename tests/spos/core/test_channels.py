@@ -254,7 +254,7 @@ def test_normalisation_with_a_cumulative_mean_and_without_statistics(options):
         (lambda: spos.WidthChoice([4], labels=["a", "b"]), r"labels = \['a', 'b'\]: expected one for each"),
         (lambda: spos.SlicedConv2d(4, spos.WidthChoice([4]), 3, groups=spos.WidthChoice([4])), "groups is a WidthCh"),
         (lambda: spos.SlicedConv2d(4, spos.WidthChoice([2, 3]), 3, groups=2), "groups = 2: .* not of 3"),
-        (lambda: spos.Supernet(nn.Identity()), "contains no ChoiceBlock and no WidthChoice"),
+        (lambda: spos.Supernet(nn.Identity()), "contains no ChoiceBlock, WidthChoice or BitsChoice"),
     ],
 )
 def test_misuse_is_named(make, words):

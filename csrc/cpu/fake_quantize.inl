@@ -1,0 +1,248 @@
+// Pieces of fake_quantize.h, for every vector type V; included by the per-instruction-set files.
+//
+// Bytes     8 an element in fp32 forward, 5 for codes, 12 backward. A division an element, which its own unit does
+// beside
+//           the loads, and for dorefa a tanh.
+// Sums      A piece's sum is taken lane by lane in the elements' precision over at most 512 terms, pieces are added in
+//           double precision, in their order.
+// Rounding  The last elements of a run or a row go through a masked vector: they get the same bits as any other. x / s
+// is
+//           the same division everywhere, so forward, codes and backward agree on every element.
+#pragma once
+
+#include "core/unroll.h"
+#include "cpu/fake_quantize_body.h"
+
+namespace spos {
+namespace {
+
+template <class V>
+struct QuantizeCoefficients {
+    typename V::Value divisor, low, high, bound;
+};
+
+template <bool Value>
+struct QuantizeFlag {
+    static constexpr bool value = Value;
+};
+
+template <class V>
+SPOS_INLINE typename V::Value quantize_constant(double value) {
+    const auto scalar = static_cast<typename V::Scalar>(value);
+    return V::broadcast(&scalar);
+}
+
+template <class V, bool Full>
+SPOS_INLINE typename V::Value quantize_load(const typename V::Scalar* from, int count) {
+    return Full ? V::load(from) : V::load_first(from, count);
+}
+
+template <class V, bool Full, bool Stream>
+SPOS_INLINE void quantize_store(typename V::Scalar* to, typename V::Value value, int count) {
+    if (!Full)
+        V::store_first(to, value, count);
+    else if (Stream)
+        V::stream(to, value);
+    else
+        V::store(to, value);
+}
+
+// Combine(sum, term) adds lane sums up; Visit(i, count, full, coefficients, sum) handles the vector at element i.
+template <class V, bool Sums, typename Visit, typename Reduce, typename T = typename V::Scalar>
+SPOS_INLINE void visit_run(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit, const Reduce& reduce) {
+    const FakeQuantizePlan& plan = job.plan;
+    const int64_t run = piece / plan.splits, start = piece % plan.splits * plan.run_piece;
+    const int64_t length = plan.run - start < plan.run_piece ? plan.run - start : plan.run_piece;
+    const int64_t channel = run % plan.channels, end = run * plan.run + start + length;
+    const QuantizeCoefficients<V> k{V::broadcast(job.divisor + channel), V::broadcast(job.low + channel),
+                                    V::broadcast(job.high + channel), V::broadcast(job.bound + channel)};
+    typename V::Value sum = V::zero();
+    int64_t i = end - length;
+    for (; i + V::lanes <= end; i += V::lanes) visit(i, V::lanes, QuantizeFlag<true>{}, k, sum);
+    if (i < end) visit(i, static_cast<int>(end - i), QuantizeFlag<false>{}, k, sum);
+    if constexpr (Sums) {
+        T lanes[V::lanes];
+        V::store(lanes, sum);
+        double total = 0;
+        for (const T lane : lanes) total = reduce(total, static_cast<double>(lane));
+        job.sums[piece] = total;
+    }
+}
+
+template <class V, bool Sums, typename Visit, typename T = typename V::Scalar>
+SPOS_INLINE void visit_block(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit) {
+    const FakeQuantizePlan& plan = job.plan;
+    const int64_t first_row = piece / plan.splits * plan.rows, first = piece % plan.splits * plan.most_columns;
+    const int64_t width = plan.columns - first < plan.most_columns ? plan.columns - first : plan.most_columns;
+    alignas(64) T sums[plan.most_columns + V::lanes];
+    if constexpr (Sums)
+        for (int64_t c = 0; c < width; ++c) sums[c] = 0;
+    for (int64_t row = first_row; row < first_row + plan.rows; ++row) {
+        const int64_t begin = row * plan.columns + first;
+        const int64_t end = begin + width < plan.size ? begin + width : plan.size;
+        const auto step = [&](int64_t i, int count, auto full) {
+            const int64_t at = first + i - begin;
+            const QuantizeCoefficients<V> k{V::load(job.divisor + at), V::load(job.low + at), V::load(job.high + at),
+                                            V::load(job.bound + at)};
+            typename V::Value sum = V::zero();
+            if constexpr (Sums) sum = V::load(sums + (i - begin));
+            visit(i, count, full, k, sum);
+            if constexpr (Sums) V::store(sums + (i - begin), sum);
+        };
+        int64_t i = begin;
+        for (; i + V::lanes <= end; i += V::lanes) step(i, V::lanes, QuantizeFlag<true>{});
+        if (i < end) step(i, static_cast<int>(end - i), QuantizeFlag<false>{});
+    }
+    if constexpr (Sums) {
+        double* to = job.sums + piece / plan.splits * plan.columns + first;
+        for (int64_t c = 0; c < width; ++c) to[c] = static_cast<double>(sums[c]);
+    }
+}
+
+template <class V, bool Sums, typename Visit, typename Reduce, typename T = typename V::Scalar>
+SPOS_INLINE void visit_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end, const Visit& visit,
+                              const Reduce& reduce) {
+    if (job.plan.by_columns)
+        for (int64_t piece = begin; piece < end; ++piece) visit_block<V, Sums>(job, piece, visit);
+    else
+        for (int64_t piece = begin; piece < end; ++piece) visit_run<V, Sums>(job, piece, visit, reduce);
+}
+
+constexpr auto add_up = [](double a, double b) { return a + b; };
+
+// The integer that an element is rounded to: the code, less the zero point.
+template <class V, QuantizeMethod method>
+SPOS_INLINE typename V::Value rounded(typename V::Value x, const QuantizeCoefficients<V>& k, typename V::Value levels) {
+    if constexpr (method == QuantizeMethod::dorefa) {
+        const auto r = V::add(V::divide(V::tanh(x), k.divisor), quantize_constant<V>(0.5));
+        return V::round(V::multiply(levels, r));
+    } else {
+        return V::round(V::maximum(k.low, V::minimum(k.high, V::divide(x, k.divisor))));
+    }
+}
+
+template <class V, QuantizeMethod method, bool Stream, typename T = typename V::Scalar>
+void forward_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) {
+    const auto levels = quantize_constant<V>(job.levels);
+    visit_pieces<V, false>(
+        job, begin, end,
+        [&](int64_t i, int count, auto full, const QuantizeCoefficients<V>& k, typename V::Value&) {
+            constexpr bool whole = decltype(full)::value;
+            const auto code = rounded<V, method>(quantize_load<V, whole>(job.x + i, count), k, levels);
+            if constexpr (method == QuantizeMethod::dorefa)
+                quantize_store<V, whole, Stream>(job.y + i, V::divide(V::subtract(V::add(code, code), levels), levels),
+                                                 count);
+            else
+                quantize_store<V, whole, Stream>(job.y + i, V::multiply(code, k.divisor), count);
+        },
+        add_up);
+    if (Stream) V::fence();
+}
+
+template <class V, QuantizeMethod method, typename T = typename V::Scalar>
+void codes_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) {
+    const auto levels = quantize_constant<V>(job.levels), lowest = quantize_constant<V>(job.lowest_code);
+    visit_pieces<V, false>(
+        job, begin, end,
+        [&](int64_t i, int count, auto full, const QuantizeCoefficients<V>& k, typename V::Value&) {
+            auto code = rounded<V, method>(quantize_load<V, decltype(full)::value>(job.x + i, count), k, levels);
+            if constexpr (method == QuantizeMethod::lsq) code = V::add(code, V::subtract(lowest, k.low));
+            V::store_bytes(job.codes + i, V::maximum(code, lowest), count);  // NaN: the lowest
+        },
+        add_up);
+}
+
+template <class V, QuantizeMethod method, bool Sums, bool Stream, typename T = typename V::Scalar>
+void backward_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) {
+    using Value = typename V::Value;
+    const Value zero = V::zero(), one = quantize_constant<V>(1);
+    const bool needs_dx = job.dx != nullptr;
+    visit_pieces<V, Sums>(
+        job, begin, end,
+        [&](int64_t i, int count, auto full, const QuantizeCoefficients<V>& k, Value& sum) {
+            constexpr bool whole = decltype(full)::value;
+            const Value x = quantize_load<V, whole>(job.x + i, count), dy = quantize_load<V, whole>(job.dy + i, count);
+            Value dx;
+            if constexpr (method == QuantizeMethod::dorefa) {
+                const Value tanh = V::tanh(x);
+                const Value slope = V::multiply_add(V::subtract(zero, tanh), tanh, one);
+                dx = V::multiply(V::divide(dy, k.bound), slope);
+            } else if constexpr (method == QuantizeMethod::pact) {
+                dx = V::select(V::both(V::less(zero, x), V::less(x, k.bound)), dy, zero);
+                if constexpr (Sums) sum = V::add(sum, V::select(V::less_equal(k.bound, x), dy, zero));
+            } else {
+                const Value v = V::divide(x, k.divisor);
+                dx = V::select(V::both(V::less_equal(k.low, v), V::less_equal(v, k.high)), dy, zero);
+                if constexpr (Sums) {
+                    Value coefficient = V::subtract(V::round(v), v);
+                    coefficient = V::select(V::less_equal(k.high, v), k.high, coefficient);
+                    coefficient = V::select(V::less_equal(v, k.low), k.low, coefficient);
+                    sum = V::multiply_add(dy, coefficient, sum);
+                }
+            }
+            if (needs_dx) quantize_store<V, whole, Stream>(job.dx + i, dx, count);
+        },
+        add_up);
+    if (Stream) V::fence();
+}
+
+template <class V, typename T = typename V::Scalar>
+void maximum_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) {
+    visit_pieces<V, true>(
+        job, begin, end,
+        [&](int64_t i, int count, auto full, const QuantizeCoefficients<V>&, typename V::Value& largest) {
+            largest = V::largest_magnitude(largest, quantize_load<V, decltype(full)::value>(job.x + i, count));
+        },
+        [](double a, double b) { return b > a || b != b ? b : a; });
+}
+
+template <class V, typename T = typename V::Scalar>
+void tanh_values(T* values, int64_t count) {
+    for (int64_t i = 0; i < count; i += V::lanes) {
+        const int some = count - i < V::lanes ? static_cast<int>(count - i) : V::lanes;
+        V::store_first(values + i, V::tanh(V::load_first(values + i, some)), some);
+    }
+}
+
+// The bodies choose among their variants here, once for some pieces.
+template <class V, typename T = typename V::Scalar>
+FakeQuantizeBody<T> fake_quantize_body() {
+    using Job = const FakeQuantizeJob<T>&;
+    using Method = QuantizeMethod;
+    FakeQuantizeBody<T> body;
+    body.forward = [](Job job, int64_t begin, int64_t end) {
+        if (job.method == Method::dorefa)
+            (job.stream ? forward_pieces<V, Method::dorefa, true>
+                        : forward_pieces<V, Method::dorefa, false>)(job, begin, end);
+        else
+            (job.stream ? forward_pieces<V, Method::lsq, true> : forward_pieces<V, Method::lsq, false>)(job, begin,
+                                                                                                        end);
+    };
+    body.codes = [](Job job, int64_t begin, int64_t end) {
+        (job.method == Method::dorefa ? codes_pieces<V, Method::dorefa> : codes_pieces<V, Method::lsq>)(job, begin,
+                                                                                                        end);
+    };
+    body.backward = [](Job job, int64_t begin, int64_t end) {
+        const auto choose = [&](auto sums, auto stream) {
+            constexpr bool with_sums = decltype(sums)::value, past_caches = decltype(stream)::value;
+            if (job.method == Method::dorefa)
+                backward_pieces<V, Method::dorefa, false, past_caches>(job, begin, end);
+            else if (job.method == Method::pact)
+                backward_pieces<V, Method::pact, with_sums, past_caches>(job, begin, end);
+            else
+                backward_pieces<V, Method::lsq, with_sums, past_caches>(job, begin, end);
+        };
+        const QuantizeFlag<true> yes;
+        const QuantizeFlag<false> no;
+        if (job.sums)
+            job.stream ? choose(yes, yes) : choose(yes, no);
+        else
+            job.stream ? choose(no, yes) : choose(no, no);
+    };
+    body.maximum = maximum_pieces<V>;
+    body.tanh = tanh_values<V>;
+    return body;
+}
+
+}  // namespace
+}  // namespace spos
