@@ -10,8 +10,10 @@ stay whole, and the scale halved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ from torch import Tensor
 from spos_kernels import _C
 from spos_kernels.backends import ISA, resolve_backend, threads_for
 from spos_kernels.layout import as_nhwc
-from spos_kernels.lowbit_plans import choose
+from spos_kernels.lowbit_plans import Key, choose
 from spos_kernels.packing import PackedWeight, check_bits, check_weight, unpack_weight
 
 __all__ = ["Requantize", "lowbit_conv2d", "lowbit_conv2d_reference"]
@@ -129,52 +131,82 @@ def lowbit_conv2d_reference(
     return _shaped(run_reference(call), call.geometry)
 
 
+class Prepared(NamedTuple):
+    """What the extension is told of a call, beside its tensors; the same for all calls alike."""
+
+    rows: int
+    columns: int
+    sizes: tuple[int, ...]
+    numbers: tuple[int, ...]
+    scales: tuple[float | None, ...]
+    methods: tuple[str, ...]
+    threads: int
+    key: Key
+
+
 def run(call: Call) -> list[Tensor]:
     """Run a checked call on the kernels; the results as rows of pixels."""
-    geometry, weight = call.geometry, call.weight
-    outputs = geometry.groups * geometry.outputs
-    pixels = geometry.batch * geometry.out_height * geometry.out_width
-    shift = int(bool((weight.twice_zero & 1).any()))
-    multiplier = None if weight.scale is None else weight.scale * (call.quantizer.scale / 2**shift)
-
-    def wanted(on: bool, dtype: torch.dtype) -> Tensor | None:
-        return torch.empty(pixels, outputs, dtype=dtype) if on else None
-
-    sums = wanted(multiplier is None, torch.int64)
-    codes = wanted(call.out is not None, torch.uint8)
-    y = wanted(multiplier is not None and (codes is None or call.keep), torch.float32)
-    out = call.out or Requantize(1.0)
-    beside = call.residual_quantizer
-    sizes = (*geometry[:8], *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation)
-    numbers = (call.quantizer.bits, call.quantizer.zero_point, weight.bits, shift, out.zero_point, out.bits,
-               beside.zero_point if beside else 0)  # fmt: skip
-    scales = (call.quantizer.scale if call.x.dtype == torch.float32 else None, beside.scale if beside else None,
-              None if call.out is None else out.scale)  # fmt: skip
-    products = pixels * outputs * geometry.inputs * geometry.kernel[0] * geometry.kernel[1]
-    threads = threads_for(products // 4)
-    tensors = (call.x, weight.packed, weight.sums, weight.twice_zero, multiplier, call.bias, call.residual)
+    weight, out = call.weight, call.out
+    how = _prepare(call.geometry, call.quantizer, call.x.dtype == torch.float32, weight.bits, weight.sums.shape[0],
+                   weight.doubled, call.residual_quantizer, out, torch.get_num_threads())  # fmt: skip
+    multiplier = weight.multiplier(call.quantizer.scale)
+    sums = y = codes = None
+    if multiplier is None:
+        sums = torch.empty(how.rows, how.columns, dtype=torch.int64)
+    else:
+        if out is not None:
+            codes = torch.empty(how.rows, how.columns, dtype=torch.uint8)
+        if out is None or call.keep:
+            y = torch.empty(how.rows, how.columns)
+    tensors = (call.x, weight.packed, weight.sums, weight.twice_zero, multiplier, call.bias, call.residual, sums, y,
+               codes)  # fmt: skip
+    options = (how.sizes, how.numbers, how.scales, call.relu)
 
     def work(method: int) -> None:
-        _C.lowbit_conv2d(*tensors, sums, y, codes, sizes, numbers, scales, call.relu, method, ISA, threads)
+        _C.lowbit_conv2d(*tensors, *options, method, ISA, how.threads)
 
-    key = (*sizes, weight.sums.shape[0], call.quantizer.bits, weight.bits, ISA.name, threads)
-    work(choose(key, _methods(geometry, weight, call.quantizer.bits), work))
+    work(choose(how.key, how.methods, work))
     return [t for t in (sums, y, codes) if t is not None]
 
 
-def _methods(geometry: Geometry, weight: PackedWeight, x_bits: int) -> list[str]:
-    """Return the methods that can run a call and might be the fastest."""
+@lru_cache(maxsize=4096)
+def _prepare(
+    geometry: Geometry,
+    quantizer: Requantize,
+    floats: bool,
+    w_bits: int,
+    scale_groups: int,
+    doubled: bool,
+    beside: Requantize | None,
+    out: Requantize | None,
+    threads: int,
+) -> Prepared:
+    outputs = geometry.groups * geometry.outputs
     pixels = geometry.batch * geometry.out_height * geometry.out_width
-    methods = ["dots"]
+    sizes = (*geometry[:8], *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation)
+    to = out or Requantize(1.0)
+    numbers = (quantizer.bits, quantizer.zero_point, w_bits, int(doubled), to.zero_point, to.bits,
+               beside.zero_point if beside else 0)  # fmt: skip
+    scales = (quantizer.scale if floats else None, beside.scale if beside else None, out.scale if out else None)
+    products = pixels * outputs * geometry.inputs * geometry.kernel[0] * geometry.kernel[1]
+    threads = min(threads, threads_for(products // 4))
+    methods = _methods(geometry, scale_groups, w_bits, quantizer.bits)
+    key = (*sizes, scale_groups, quantizer.bits, w_bits, ISA.name, threads)
+    return Prepared(pixels, outputs, sizes, numbers, scales, methods, threads, key)
+
+
+def _methods(geometry: Geometry, scale_groups: int, w_bits: int, x_bits: int) -> tuple[str, ...]:
+    """Return the methods that can run a call and might be the fastest."""
     if geometry.groups > 1 and geometry.inputs == 1 and geometry.outputs == 1:
-        return methods  # a kernel of its own
+        return ("dots",)  # a kernel of its own
     most_products, most_rows = 4, 8
-    if weight.bits * x_bits <= most_products and weight.sums.shape[0] == 1:
+    methods = ["dots"]
+    if w_bits * x_bits <= most_products and scale_groups == 1:
         methods.append("bits")
     same = geometry.kernel == geometry.stride == (1, 1) and geometry.padding == (0, 0) and geometry.groups == 1
-    if same and pixels <= most_rows:
+    if same and geometry.batch * geometry.out_height * geometry.out_width <= most_rows:
         methods.append("row")
-    return methods
+    return tuple(methods)
 
 
 def run_reference(call: Call) -> list[Tensor]:
@@ -187,9 +219,9 @@ def run_reference(call: Call) -> list[Tensor]:
         raise ValueError("x: has codes of more than x_bits bits")
     pixels = codes.to(torch.float64) - call.quantizer.zero_point
     image = pixels.view(geometry.batch, geometry.height, geometry.width, -1).permute(0, 3, 1, 2)
-    shift = int(bool((weight.twice_zero & 1).any()))
-    whole = unpack_weight(weight).to(torch.float64).view(*weight.shape[:2], *geometry.kernel) * 2**shift
-    zeros = weight.twice_zero.to(torch.float64) / (1 if shift else 2)
+    times = 2 if weight.doubled else 1
+    whole = unpack_weight(weight).to(torch.float64).view(*weight.shape[:2], *geometry.kernel) * times
+    zeros = weight.twice_zero.to(torch.float64) * times / 2
     count = zeros.shape[0]
     part = geometry.inputs // count
     y = torch.zeros(())
@@ -198,9 +230,10 @@ def run_reference(call: Call) -> list[Tensor]:
         found = F.conv2d(image[:, inputs], whole[:, inputs] - zeros[group][:, None, None, None], None, geometry.stride,
                          geometry.padding, geometry.dilation, geometry.groups)  # fmt: skip
         sums = found.permute(0, 2, 3, 1).reshape(-1, whole.shape[0]).to(torch.int64)
-        if weight.scale is None:
+        multiplier = weight.multiplier(call.quantizer.scale)
+        if multiplier is None:
             return [sums]
-        scaled = sums.to(torch.float32) * (weight.scale[group] * (call.quantizer.scale / 2**shift))
+        scaled = sums.to(torch.float32) * multiplier[group]
         y = y + scaled if group else scaled
     if call.bias is not None:
         y = y + call.bias
@@ -227,18 +260,19 @@ def _shaped(results: list[Tensor], geometry: Geometry) -> Tensor | tuple[Tensor,
     return maps[0] if len(maps) == 1 else (maps[0], maps[1])
 
 
+@lru_cache(maxsize=4096)
 def check_quantizer(how: Requantize, name: str) -> Requantize:
-    """Return a quantizer with a plain float scale. Raises TypeError or ValueError, naming it."""
+    """Return a quantizer with its scale rounded to float32. Raises TypeError or ValueError, naming it."""
     if not isinstance(how, Requantize):
         raise TypeError(f"{name} is a {type(how).__name__}: expected a Requantize")
     check_bits(how.bits, f"{name}.bits")
-    scale = torch.tensor(float(how.scale), dtype=torch.float32)
-    if not (bool(torch.isfinite(scale)) and float(scale) > 0):
+    scale = float(torch.tensor(float(how.scale), dtype=torch.float32))
+    if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"{name}.scale = {how.scale!r}: expected a finite number above 0")
     zero = how.zero_point
     if isinstance(zero, bool) or not isinstance(zero, int) or not 0 <= zero < 2**how.bits:
         raise ValueError(f"{name}.zero_point = {zero!r}: expected an integer from 0 to {2**how.bits - 1}")
-    return Requantize(float(scale), how.bits, zero)
+    return Requantize(scale, how.bits, zero)
 
 
 def check_call(
@@ -264,9 +298,8 @@ def check_call(
             f"weight.shape = {list(weight.shape)}: expected at most {most:,} products a sum at {x_quantizer.bits} by "
             f"{weight.bits} bits, got {size:,}"
         )
-    options: dict[str, Any] = {"bias": bias, "residual": residual, "residual_quantizer": residual_quantizer,
-                               "out_quantizer": out}  # fmt: skip
     if weight.scale is None:
+        options = {"bias": bias, "residual": residual, "residual_quantizer": residual_quantizer, "out_quantizer": out}
         given = [name for name, value in options.items() if value is not None] + ["relu"] * relu + ["keep_float"] * keep
         if given:
             raise ValueError(f"{given[0]} is given for a weight without a scale: expected none")
@@ -313,7 +346,7 @@ def _check(
     out: Requantize | None,
     keep: bool,
 ) -> Call:
-    check_weight(weight, (4,))
+    check_weight(weight, 4)
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}: expected a tensor")
     if x.dtype not in (torch.uint8, torch.float32):

@@ -72,7 +72,7 @@ def _check(
     out: Requantize | None,
     keep: bool,
 ) -> Call:
-    check_weight(weight, (2,))
+    check_weight(weight, 2)
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}: expected a tensor")
     if x.dtype not in (torch.uint8, torch.float32):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 __all__ = ["lowbit_plans"]
 
@@ -27,7 +27,7 @@ def lowbit_plans() -> dict[str, str]:
     return {_describe(key): _times(times) for key, times in sorted(_plans.items(), key=str)}
 
 
-def choose(key: Key, methods: list[str], work: Callable[[int], None], *, rounds: int = 3) -> int:
+def choose(key: Key, methods: Sequence[str], work: Callable[[int], None], *, rounds: int = 3) -> int:
     """Return the number of the fastest of `methods` for the work that `key` names."""
     if len(methods) == 1:
         return METHODS.index(methods[0])
@@ -36,12 +36,11 @@ def choose(key: Key, methods: list[str], work: Callable[[int], None], *, rounds:
         with _lock:  # two threads that measure at once would measure each other
             times = _plans.get(key)
             if times is None:
-                times = _measure(methods, work, rounds)
-                _plans[key] = times
-    return METHODS.index(min(times, key=lambda name: times[name]))
+                times = _plans[key] = _measure(methods, work, rounds)
+    return METHODS.index(min(times, key=times.__getitem__))
 
 
-def _measure(methods: list[str], work: Callable[[int], None], rounds: int) -> dict[str, float]:
+def _measure(methods: Sequence[str], work: Callable[[int], None], rounds: int) -> dict[str, float]:
     times = dict.fromkeys(methods, float("inf"))
     for _ in range(rounds):
         for name in methods:
@@ -52,7 +51,9 @@ def _measure(methods: list[str], work: Callable[[int], None], rounds: int) -> di
 
 
 def _describe(key: Key) -> str:
-    batch, height, width, _, _, groups, inputs, outputs, kh, kw, sh, sw, ph, pw, dh, dw, scales, a, w, isa, threads = key
+    batch, height, width, _, _, groups, inputs, outputs, kh, kw, sh, sw, ph, pw, dh, dw, scales, a, w, isa, threads = (
+        key
+    )
     if (height, kh, kw, groups) == (1, 1, 1, 1) and batch == 1:
         what = f"matmul {width}x{inputs} by {inputs}x{outputs}"
     else:

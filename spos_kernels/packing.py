@@ -6,8 +6,8 @@ is the format in memory and in files: 3 bits take 3 bits, and kernels unpack it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,13 +18,16 @@ from spos_kernels.backends import ISA, threads_for
 __all__ = ["PackedWeight", "pack", "pack_reference", "pack_weight", "unpack", "unpack_reference", "unpack_weight"]
 
 
-class PackedWeight(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
     """A weight of whole codes: weight[n, …] = scale[n] · (code[n, …] − zero[n]). Made by `pack_weight`.
 
     packed: uint8 [N, bytes], of each output its codes in the order (kernel row, kernel column, input).
     bits: 1 to 8. shape: (N, K) of a linear layer, (N, I, kh, kw) of a convolution, I the inputs of one of its groups.
     sums, twice_zero: int32 [G, N], of each group of scales the sum of its codes, and twice the zero.
     scale: float32 [G, N], or None for codes without a scale.
+
+    Raises TypeError or ValueError where they do not agree with each other.
     """
 
     packed: Tensor
@@ -33,6 +36,36 @@ class PackedWeight(NamedTuple):
     sums: Tensor
     twice_zero: Tensor
     scale: Tensor | None
+    doubled: bool = field(init=False)  # a zero is an odd multiple of ½: sums are kept twice
+    _multipliers: dict[float, Tensor] = field(init=False, default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        if len(self.shape) not in (2, 4) or any(type(n) is not int or n < 1 for n in self.shape):
+            raise ValueError(f"shape = {self.shape}: expected two or four positive sizes")
+        size = math.prod(self.shape[1:])
+        _check_part("packed", self.packed, torch.uint8, (self.shape[0], -(-size * self.bits // 8)))
+        groups = self.sums.shape[0] if isinstance(self.sums, Tensor) and self.sums.ndim == 2 else 1
+        if groups < 1 or (groups > 1 and (len(self.shape) != 2 or size % (8 * groups))):
+            raise ValueError(
+                f"sums has {groups} groups of inputs: expected 1, or for (N, K) multiples of 8 of K = {size}"
+            )
+        for name, part, dtype in (("sums", self.sums, torch.int32), ("twice_zero", self.twice_zero, torch.int32),
+                                  ("scale", self.scale, torch.float32)):  # fmt: skip
+            if part is not None or name != "scale":
+                _check_part(name, part, dtype, (groups, self.shape[0]))
+        object.__setattr__(self, "doubled", bool((self.twice_zero & 1).any()))
+
+    def multiplier(self, x_scale: float) -> Tensor | None:
+        """Return what makes a result of a sum: scale times x_scale, halved for sums that are kept twice."""
+        if self.scale is None:
+            return None
+        found = self._multipliers.get(x_scale)
+        if found is None:
+            if len(self._multipliers) >= 64:  # a scale that changes at every call
+                self._multipliers.clear()
+            found = self._multipliers[x_scale] = self.scale * (x_scale / (2 if self.doubled else 1))
+        return found
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -134,10 +167,7 @@ def unpack_weight(weight: PackedWeight) -> Tensor:
     """Return the codes of a packed weight, uint8 in its shape."""
     outputs = weight.shape[0]
     inner = weight.shape[1:] if len(weight.shape) == 2 else (*weight.shape[2:], weight.shape[1])
-    size = 1
-    for n in inner:
-        size *= n
-    codes = unpack(weight.packed, weight.bits, size).view(outputs, *inner)
+    codes = unpack(weight.packed, weight.bits, math.prod(inner)).view(outputs, *inner)
     return codes if len(weight.shape) == 2 else codes.permute(0, 3, 1, 2)
 
 
@@ -150,24 +180,19 @@ def check_bits(bits: object, name: str = "bits") -> int:
     return bits
 
 
-def check_weight(weight: PackedWeight, ndim: Sequence[int]) -> None:
-    """Raise TypeError or ValueError where a packed weight does not agree with itself."""
+def check_weight(weight: PackedWeight, ndim: int) -> None:
+    """Raise TypeError or ValueError unless this is a packed weight of `ndim` dimensions."""
     if not isinstance(weight, PackedWeight):
         raise TypeError(f"weight is {_kind(weight)}: expected a PackedWeight, see pack_weight")
-    check_bits(weight.bits, "weight.bits")
-    if len(weight.shape) not in ndim or any(not isinstance(n, int) or n < 1 for n in weight.shape):
-        raise ValueError(f"weight.shape = {weight.shape}: expected {' or '.join(map(str, ndim))} positive sizes")
-    size = 1
-    for n in weight.shape[1:]:
-        size *= n
-    expected = (weight.shape[0], -(-size * weight.bits // 8))
-    if not isinstance(weight.packed, Tensor) or weight.packed.dtype != torch.uint8:
-        raise TypeError(f"weight.packed is {_kind(weight.packed)}: expected a torch.uint8 tensor")
-    if tuple(weight.packed.shape) != expected:
-        raise ValueError(
-            f"weight.packed has shape {list(weight.packed.shape)}: expected {list(expected)} for {weight.bits} bits in "
-            f"the shape {list(weight.shape)}"
-        )
+    if len(weight.shape) != ndim:
+        raise ValueError(f"weight has shape {list(weight.shape)}: expected {ndim} dimensions")
+
+
+def _check_part(name: str, tensor: object, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
+        raise TypeError(f"{name} is {_kind(tensor)}: expected a {dtype} tensor")
+    if tuple(tensor.shape) != shape or not tensor.is_contiguous():
+        raise ValueError(f"{name} has shape {list(tensor.shape)}: expected {list(shape)}, contiguous")
 
 
 def _scale_groups(scale: Tensor | None, name: str, outputs: int) -> int:

@@ -1,5 +1,5 @@
-// Low-bit operations: packing, and the convolution of codes by packed codes. The checks keep memory safe and codes within
-// their bits; which values make sense is the Python face's business.
+// Low-bit operations: packing, and the convolution of codes by packed codes. The checks keep memory safe and codes
+// within their bits; which values make sense is the Python face's business.
 #include <algorithm>
 #include <climits>
 
@@ -82,11 +82,14 @@ void unpack(py::handle packed_object, py::handle codes_object, int64_t bits, Isa
     const LowbitBody body = lowbit_body(isa);
     parallel_for(rows, team_of(threads), [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row)
-            body.unpack(packed.as<const uint8_t>() + row * bytes, k, static_cast<int>(bits), codes.as<uint8_t>() + row * k);
+            body.unpack(packed.as<const uint8_t>() + row * bytes, k, static_cast<int>(bits),
+                        codes.as<uint8_t>() + row * k);
     });
 }
 
-Pair read_pair(const py::tuple& values, size_t at) { return {py::cast<int>(values[at]), py::cast<int>(values[at + 1])}; }
+Pair read_pair(const py::tuple& values, size_t at) {
+    return {py::cast<int>(values[at]), py::cast<int>(values[at + 1])};
+}
 
 template <typename T>
 T* optional(Dtype dtype, py::handle object, const char* name, std::initializer_list<int64_t> shape) {
@@ -96,13 +99,13 @@ T* optional(Dtype dtype, py::handle object, const char* name, std::initializer_l
 constexpr int64_t most_size = int64_t{1} << 31;
 
 // x: [pixels, channels], adjacent channels, uint8 codes or float32. sizes: batch, in and out height and width, groups,
-// inputs and outputs of a group, kernel, stride, padding, dilation (pairs). packed [outputs, bytes]; sums, twice_zero and
-// multiplier [scale_groups, outputs]; outputs [pixels, outputs]. numbers: x_bits, x_zero, w_bits, shift, out_zero,
+// inputs and outputs of a group, kernel, stride, padding, dilation (pairs). packed [outputs, bytes]; sums, twice_zero
+// and multiplier [scale_groups, outputs]; outputs [pixels, outputs]. numbers: x_bits, x_zero, w_bits, shift, out_zero,
 // out_bits, residual_zero. scales: of x, of the residual, of the output.
-void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::handle twice_zero, py::handle multiplier,
-            py::handle bias, py::handle residual, py::handle y_sums, py::handle y, py::handle y_codes,
-            const py::tuple& sizes, const py::tuple& numbers, const py::tuple& scales, bool relu, int64_t method, Isa isa,
-            int64_t threads) {
+void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::handle twice_zero,
+            py::handle multiplier, py::handle bias, py::handle residual, py::handle y_sums, py::handle y,
+            py::handle y_codes, const py::tuple& sizes, const py::tuple& numbers, const py::tuple& scales, bool relu,
+            int64_t method, Isa isa, int64_t threads) {
     require_isa(isa, Dtype::float32);
     if (sizes.size() != 16 || numbers.size() != 7 || scales.size() != 3)
         throw py::value_error("sizes, numbers, scales: expected 16, 7 and 3");
@@ -120,10 +123,10 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
     const auto length = [](int64_t in, int kernel, int stride, int padding, int dilation) {
         return (in + 2 * padding - dilation * (kernel - int64_t{1}) - 1) / stride + 1;
     };
-    if (call.out_height != length(call.in_height, call.kernel.height, call.stride.height, call.padding.height,
-                                  call.dilation.height) ||
-        call.out_width != length(call.in_width, call.kernel.width, call.stride.width, call.padding.width,
-                                 call.dilation.width))
+    if (call.out_height !=
+            length(call.in_height, call.kernel.height, call.stride.height, call.padding.height, call.dilation.height) ||
+        call.out_width !=
+            length(call.in_width, call.kernel.width, call.stride.width, call.padding.width, call.dilation.width))
         throw py::value_error("sizes: the output's do not follow from the others");
     call.x_bits = number(0), call.x_zero = number(1), call.w_bits = number(2);
     check_range("x_bits", call.x_bits, 1, 8);
@@ -152,8 +155,8 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
         call.floats = x.as<const float>(), call.x_scale = py::cast<float>(scales[0]);
     else
         call.codes = x.as<const uint8_t>();
-    call.weight = read_dense(Dtype::uint8, packed_object, "packed", {outputs, packed_bytes(k, call.w_bits)})
-                      .as<const uint8_t>();
+    call.weight =
+        read_dense(Dtype::uint8, packed_object, "packed", {outputs, packed_bytes(k, call.w_bits)}).as<const uint8_t>();
     const Tensor all_sums = read_tensor_of({Dtype::int32}, sums, "sums");
     call.scale_groups = all_sums.ndim == 2 ? all_sums.shape[0] : 0;
     if (call.scale_groups < 1 || (call.scale_groups > 1 && (!plain || k % (8 * call.scale_groups))))

@@ -56,9 +56,12 @@ struct DtypeName {
     const char* name;
 };
 constexpr DtypeName dtypes[] = {
-    {Dtype::float32, dlpack::code_float, 32, "torch.float32"}, {Dtype::float64, dlpack::code_float, 64, "torch.float64"},
-    {Dtype::int8, dlpack::code_int, 8, "torch.int8"},          {Dtype::uint8, dlpack::code_uint, 8, "torch.uint8"},
-    {Dtype::int32, dlpack::code_int, 32, "torch.int32"},       {Dtype::int64, dlpack::code_int, 64, "torch.int64"},
+    {Dtype::float32, dlpack::code_float, 32, "torch.float32"},
+    {Dtype::float64, dlpack::code_float, 64, "torch.float64"},
+    {Dtype::int8, dlpack::code_int, 8, "torch.int8"},
+    {Dtype::uint8, dlpack::code_uint, 8, "torch.uint8"},
+    {Dtype::int32, dlpack::code_int, 32, "torch.int32"},
+    {Dtype::int64, dlpack::code_int, 64, "torch.int64"},
 };
 
 // What a caller takes.
@@ -182,6 +185,15 @@ NhwcStrides nhwc_strides(const Tensor& tensor, const char* name) {
     result.h = height > 1 ? tensor.strides[2] : width * result.w;
     result.n = batch > 1 ? tensor.strides[0] : height * result.h;
     return result;
+}
+
+int64_t reach(const Tensor& tensor) {
+    int64_t last = 0;
+    for (int d = 0; d < tensor.ndim; ++d) {
+        if (tensor.shape[d] == 0) return 0;
+        last += (tensor.shape[d] - 1) * tensor.strides[d];
+    }
+    return last + 1;
 }
 
 void check_shape(const Tensor& tensor, const char* name, std::initializer_list<int64_t> expected) {

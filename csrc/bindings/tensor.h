@@ -53,6 +53,9 @@ struct NhwcStrides {
 };
 NhwcStrides nhwc_strides(const Tensor& tensor, const char* name);
 
+// Elements from a tensor's first to behind its last. The strides of real tensors are not negative.
+int64_t reach(const Tensor& tensor);
+
 void check_shape(const Tensor& tensor, const char* name, std::initializer_list<int64_t> expected);
 void check_contiguous(const Tensor& tensor, const char* name);
 void check_same_dtype(const Tensor& tensor, const char* name, const Tensor& other, const char* other_name);

@@ -3,8 +3,8 @@
 
 #include <immintrin.h>
 
-#include "cpu/lowbit_dots.inl"
 #include "cpu/lowbit_bits.inl"
+#include "cpu/lowbit_dots.inl"
 #include "cpu/lowbit_parts.inl"
 
 namespace spos {
@@ -61,6 +61,7 @@ struct LowbitAvx2 {
         copy_pieces(to, to_step, from, from_step, pieces, bytes);
     }
     static void row(const RowProduct& call) { row_product(call); }
+    static void spread(const uint8_t* codes, int64_t k, int bits, int8_t* to) { spread_codes(codes, k, bits, to); }
 
   private:
     static Sum add_pairs(Sum sum, __m256i products) {

@@ -3,8 +3,8 @@
 
 #include "core/simd_avx512.h"
 #include "core/transpose.h"
-#include "cpu/lowbit_dots.inl"
 #include "cpu/lowbit_bits.inl"
+#include "cpu/lowbit_dots.inl"
 #include "cpu/lowbit_parts.inl"
 
 namespace spos {
@@ -106,7 +106,8 @@ struct LowbitAvx512 {
     }
     static void planes(const uint8_t* codes, int64_t count, int bits, int64_t words, uint64_t* to) {
         for (int64_t word = 0; word < words; ++word) {
-            const __m512i some = _mm512_maskz_loadu_epi8(first(std::max<int64_t>(0, count - 64 * word)), codes + 64 * word);
+            const __m512i some =
+                _mm512_maskz_loadu_epi8(first(std::max<int64_t>(0, count - 64 * word)), codes + 64 * word);
             for (int plane = 0; plane < bits; ++plane)
                 to[plane * words + word] = _mm512_test_epi8_mask(some, _mm512_set1_epi8(static_cast<char>(1 << plane)));
         }
@@ -127,41 +128,89 @@ struct LowbitAvx512 {
         }
     }
 
-    // Four rows at once, each in two chains, so that the sums of one do not wait for each other.
+    // Where a byte holds whole codes they are multiplied where they lie in it, as multiples of 2, 4 .. 128, which
+    // takes a mask and no shift; a row's codes are put in the order of that: those of every byte's first place, of the
+    // second, ..; zeros fill up 64 bytes of weights.
+    static bool is_whole(int bits) { return bits == 1 || bits == 2 || bits == 4 || bits == 8; }
+
+    static void spread(const uint8_t* codes, int64_t k, int bits, int8_t* to) {
+        if (!is_whole(bits)) return spread_codes(codes, k, bits, to);
+        const int64_t places = 8 / bits, size = (packed_bytes(k, bits) + 63) / 64 * 64;
+        std::memset(to, 0, static_cast<size_t>(places * size));
+        for (int64_t place = 0; place < places; ++place)
+            for (int64_t i = place, byte = 0; i < k; i += places, ++byte)
+                to[place * size + byte] = static_cast<int8_t>(codes[i] - 128);
+    }
+
+    // Four rows at once, so that the sums of one do not wait for each other.
     static void row(const RowProduct& call) {
-        const Unpacker unpacker(call.weight.bits);
-        int64_t n = call.first;
-        for (; n + 4 <= call.end; n += 4) row_of<4>(call, unpacker, n);
-        for (; n < call.end; ++n) row_of<1>(call, unpacker, n);
+        switch (call.weight.bits) {
+            case 1:
+                return rows_of<1>(call);
+            case 2:
+                return rows_of<2>(call);
+            case 4:
+                return rows_of<4>(call);
+            case 8:
+                return rows_of<8>(call);
+            default:
+                return rows_of<0>(call);
+        }
     }
 
   private:
-    template <int Rows>
-    static void row_of(const RowProduct& call, const Unpacker& unpacker, int64_t n) {
-        const int64_t k_all = call.weight.k, step = 8 * call.weight.bits;
-        const uint8_t* from = call.weight.data + n * call.weight.row_bytes;
-        __m512i sum[Rows];
+    template <int Bits>
+    static void rows_of(const RowProduct& call) {
+        int64_t n = call.first;
+        for (; n + 4 <= call.end; n += 4) row_of<4, Bits>(call, n);
+        for (; n < call.end; ++n) row_of<1, Bits>(call, n);
+    }
+
+    // Bits: 0 for those of which a byte holds no whole number.
+    template <int Rows, int Bits>
+    static void row_of(const RowProduct& call, int64_t n) {
+        constexpr int places = Bits ? 8 / Bits : 1;
+        const int bits = call.weight.bits;
+        const int64_t row_bytes = call.weight.row_bytes, bytes = packed_bytes(call.weight.k, bits);
+        const int64_t step = Bits ? 64 : 8 * bits, a_step = (bytes + 63) / 64 * 64;
+        const Unpacker unpacker(bits);
+        const uint8_t* const from = call.weight.data + n * row_bytes;
+        __m512i sum[Rows][places];
         SPOS_UNROLL
-        for (int r = 0; r < Rows; ++r) sum[r] = _mm512_setzero_si512();
-        int64_t k = 0;
-        for (; k + 64 <= k_all; k += 64, from += step) {
-            const __m512i a = _mm512_loadu_si512(call.a + k);
+        for (int r = 0; r < Rows; ++r) {
             SPOS_UNROLL
-            for (int r = 0; r < Rows; ++r) {
-                const __m512i packed = _mm512_maskz_loadu_epi8(first(step), from + r * call.weight.row_bytes);
-                sum[r] = _mm512_dpbusd_epi32(sum[r], unpacker(packed), a);
+            for (int place = 0; place < places; ++place) sum[r][place] = _mm512_setzero_si512();
+        }
+        const int8_t* a = call.a;
+        for (int64_t at = 0; at < bytes; at += step, a += 64) {
+            const __mmask64 there = first(std::min(step, bytes - at));
+            __m512i packed[Rows];
+            SPOS_UNROLL
+            for (int r = 0; r < Rows; ++r) packed[r] = _mm512_maskz_loadu_epi8(there, from + r * row_bytes + at);
+            if constexpr (Bits == 0) {
+                const __m512i codes = _mm512_loadu_si512(a);
+                SPOS_UNROLL
+                for (int r = 0; r < Rows; ++r) sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], unpacker(packed[r]), codes);
+            } else {
+                SPOS_UNROLL
+                for (int place = 0; place < places; ++place) {
+                    const __m512i codes = _mm512_loadu_si512(a + place * a_step);
+                    const __m512i mask = _mm512_set1_epi8(static_cast<char>(((1 << Bits) - 1) << place * Bits));
+                    SPOS_UNROLL
+                    for (int r = 0; r < Rows; ++r)
+                        sum[r][place] = _mm512_dpbusd_epi32(
+                            sum[r][place], Bits == 8 ? packed[r] : _mm512_and_si512(packed[r], mask), codes);
+                }
             }
         }
-        if (k < k_all) {
-            const __m512i a = _mm512_maskz_loadu_epi8(first(k_all - k), call.a + k);
-            const __mmask64 rest = first(packed_bytes(k_all - k, call.weight.bits));
-            SPOS_UNROLL
-            for (int r = 0; r < Rows; ++r)
-                sum[r] = _mm512_dpbusd_epi32(
-                    sum[r], unpacker(_mm512_maskz_loadu_epi8(rest, from + r * call.weight.row_bytes)), a);
-        }
         SPOS_UNROLL
-        for (int r = 0; r < Rows; ++r) call.to[n + r] = _mm512_reduce_add_epi32(sum[r]) + 128 * call.sums[n + r];
+        for (int r = 0; r < Rows; ++r) {
+            __m512i all = sum[r][0];
+            SPOS_UNROLL
+            for (int place = 1; place < places; ++place)
+                all = _mm512_add_epi32(all, _mm512_srai_epi32(sum[r][place], place * Bits));  // whole multiples
+            call.to[n + r] = _mm512_reduce_add_epi32(all) + 128 * call.sums[n + r];
+        }
     }
 };
 

@@ -53,8 +53,7 @@ void bit_tile(const BitProduct& call, int64_t row) {
     SPOS_UNROLL
     for (int r = 0; r < MR; ++r) {
         SPOS_UNROLL
-        for (int j = 0; j < NV; ++j)
-            V::store_counts(call.c + (row + r) * call.c_m + j * V::bit_lanes, sum[r][j]);
+        for (int j = 0; j < NV; ++j) V::store_counts(call.c + (row + r) * call.c_m + j * V::bit_lanes, sum[r][j]);
     }
 }
 

@@ -1,5 +1,6 @@
-// The parts of products of small unsigned integers, packed or not: plain data shared by the instruction sets' bodies and
-// their callers, no code. Codes are unsigned: of activations 0 .. 2^a_bits - 1, of weights 0 .. 2^w_bits - 1, 1 to 8 bits.
+// The parts of products of small unsigned integers, packed or not: plain data shared by the instruction sets' bodies
+// and their callers, no code. Codes are unsigned: of activations 0 .. 2^a_bits - 1, of weights 0 .. 2^w_bits - 1, 1 to
+// 8 bits.
 //
 // A packed row is a stream of bits, dense: code i of a row takes the bits i * bits and up, lowest first, and a row ends
 // with a whole byte.
@@ -11,6 +12,7 @@
 
 namespace spos {
 
+constexpr int64_t spread_size(int64_t k) { return (k + 63) / 64 * 64 + 7 * 64; }
 constexpr int64_t packed_bytes(int64_t codes, int bits) { return (codes * bits + 7) / 8; }
 
 // C[m, n] (+)= sum over k of A[m, k] * B[k, n] for one panel of columns; A unsigned bytes, B signed ones.
@@ -47,7 +49,7 @@ struct PackedRows {
 
 // One row of codes by many packed rows: to[n] = sum over k of a[k] * w[n, k].
 struct RowProduct {
-    const int8_t* a;  // [k], codes less 128
+    const int8_t* a;  // codes less 128, in the order of spread
     PackedRows weight;
     const int32_t* sums;  // of a row's codes
     int64_t first, end;   // the rows to do
@@ -89,16 +91,19 @@ struct FinishRows {
 };
 
 struct LowbitBody {
-    int lanes;         // columns of a vector of dot products
-    int panel;         // vectors of a panel
+    int lanes;  // columns of a vector of dot products
+    int panel;  // vectors of a panel
     int bit_lanes, bit_panel;
     // Rows n0 .. n0 + count - 1 as columns, filled up with zeros to `vectors`: [k / 4][column][4], codes less `half`.
-    void (*pack_dots)(const PackedRows&, int64_t n0, int64_t count, int vectors, int half, uint8_t* scratch, int8_t* to);
+    void (*pack_dots)(const PackedRows&, int64_t n0, int64_t count, int vectors, int half, uint8_t* scratch,
+                      int8_t* to);
     void (*dots)(const DotProduct&);
     // The same as bit planes: [plane][tap][word][column].
     void (*pack_bits)(const PackedRows&, int64_t n0, int64_t count, int vectors, uint8_t* scratch, uint64_t* to);
     void (*bits)(const BitProduct&);
     void (*row)(const RowProduct&);
+    // A row's codes less 128 in the order in which `row` meets the weights' of that many bits; spread_size(k) bytes.
+    void (*spread)(const uint8_t* codes, int64_t k, int bits, int8_t* to);
     void (*unpack)(const uint8_t* from, int64_t count, int bits, uint8_t* to);
     // Bit plane p of `count` codes to to[p * words ..], zeros at the end.
     void (*planes)(const uint8_t* codes, int64_t count, int bits, int64_t words, uint64_t* to);

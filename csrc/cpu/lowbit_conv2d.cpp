@@ -52,16 +52,26 @@ class Convolution {
         const int64_t half = call_.method == LowbitMethod::dots ? int64_t{1} << (call_.w_bits - 1) : 0;
         const int64_t most_x = (1 << call_.x_bits) - 1, most_w = (1 << call_.w_bits) - 1;
         const int64_t far_x = std::max<int64_t>(call_.x_zero, most_x - call_.x_zero);
-        int64_t far_w = 0;
+        int32_t smallest = zero_of(0), largest = smallest;
+        const int32_t plain = static_cast<int32_t>(multiple() * half);
         for (int64_t n = 0; n < count; ++n) {
-            const int64_t zero = zero_of(n);
-            row_factor_[n] = static_cast<int32_t>(multiple() * half - zero);
-            offset_[n] = -call_.x_zero * (multiple() * int64_t{call_.sums[n]} - k * zero);
-            low_offset_[n] = static_cast<int32_t>(static_cast<uint32_t>(offset_[n]));
-            any_factor_ = any_factor_ || row_factor_[n] != 0;
-            far_w = std::max({far_w, std::abs(zero), std::abs(multiple() * most_w - zero)});
+            const int32_t zero = zero_of(n);
+            row_factor_[n] = plain - zero;
+            smallest = std::min(smallest, zero), largest = std::max(largest, zero);
         }
+        any_factor_ = smallest != plain || largest != plain;
+        const int64_t far_w = std::max(
+            {int64_t{largest}, std::abs(multiple() * most_w - smallest), std::abs(multiple() * most_w - largest)});
         wide_ = k * far_x * far_w > INT32_MAX;
+        if (call_.x_zero == 0) {
+            std::fill(offset_, offset_ + count, int64_t{0});
+            std::fill(low_offset_, low_offset_ + count, 0);
+            return;
+        }
+        for (int64_t n = 0; n < count; ++n) {
+            offset_[n] = -call_.x_zero * (multiple() * int64_t{call_.sums[n]} - k * zero_of(n));
+            low_offset_[n] = static_cast<int32_t>(static_cast<uint32_t>(offset_[n]));
+        }
     }
 
     LowbitFinish finish_of(int64_t scale_group) const {
@@ -139,16 +149,19 @@ class Convolution {
     void rows() {
         const int64_t rows = call_.pixels(), k = call_.k(), outputs = call_.outputs;
         const int64_t part = k / call_.scale_groups;
-        int8_t* const centred = arena_.take<int8_t>(rows * k);
+        const int64_t spread = spread_size(part);  // a group's
+        int8_t* const centred = arena_.take<int8_t>(rows * call_.scale_groups * spread);
         int32_t* const row_sums = arena_.take<int32_t>(rows * call_.scale_groups);
         int32_t* const acc = arena_.take<int32_t>(outputs);
         float* const lines = arena_.take<float>(call_.scale_groups > 1 ? outputs : 0);
         if (counting_) return;
         for (int64_t row = 0; row < rows; ++row) {
             const uint8_t* const codes = codes_ + row * stride_;
-            for (int64_t i = 0; i < k; ++i) centred[row * k + i] = static_cast<int8_t>(codes[i] - 128);
-            for (int64_t group = 0; group < call_.scale_groups; ++group)
-                row_sums[row * call_.scale_groups + group] = body_.sum(codes + group * part, part);
+            for (int64_t group = 0; group < call_.scale_groups; ++group) {
+                const int64_t at = row * call_.scale_groups + group;
+                body_.spread(codes + group * part, part, call_.w_bits, centred + at * spread);
+                row_sums[at] = body_.sum(codes + group * part, part);
+            }
         }
         constexpr int64_t step = 32;  // outputs
         const int64_t row_bytes = packed_bytes(k, call_.w_bits);
@@ -156,10 +169,18 @@ class Convolution {
             parallel_for((outputs + step - 1) / step, threads_, [&](int64_t begin, int64_t end) {
                 const int64_t first = begin * step, last = std::min(end * step, outputs);
                 for (int64_t group = 0; group < call_.scale_groups; ++group) {
-                    const PackedRows weight{call_.weight + group * part * call_.w_bits / 8, row_bytes, part, call_.w_bits};
-                    body_.row({centred + row * k + group * part, weight, call_.sums + group * outputs, first, last, acc});
-                    const FinishRows done{1, first, last - first, acc + first, outputs,
-                                          row_sums + row * call_.scale_groups + group, row * outputs, outputs};
+                    const PackedRows weight{call_.weight + group * part * call_.w_bits / 8, row_bytes, part,
+                                            call_.w_bits};
+                    body_.row({centred + (row * call_.scale_groups + group) * spread, weight,
+                               call_.sums + group * outputs, first, last, acc});
+                    const FinishRows done{1,
+                                          first,
+                                          last - first,
+                                          acc + first,
+                                          outputs,
+                                          row_sums + row * call_.scale_groups + group,
+                                          row * outputs,
+                                          outputs};
                     finish_group(group, done, lines ? lines + first : nullptr);
                 }
             });
@@ -227,7 +248,8 @@ class Convolution {
                     const uint8_t* const a = in_place ? source + first * stride : own;
                     for (int64_t panel = panels_ * cut / cuts; panel < panels_ * (cut + 1) / cuts; ++panel)
                         multiply(group, panel, first, last, a, in_place ? stride : row_, panels, column, own_sums,
-                                 accs + slot * most * width, lines + (call_.scale_groups > 1 ? slot * most * width : 0));
+                                 accs + slot * most * width,
+                                 lines + (call_.scale_groups > 1 ? slot * most * width : 0));
                 }
             });
         }
@@ -240,23 +262,25 @@ class Convolution {
         const int64_t row_bytes = packed_bytes(call_.k(), call_.w_bits), part = call_.k() / call_.scale_groups;
         const uint8_t* const weight = call_.weight + group * call_.outputs * row_bytes;
         const int half = 1 << (call_.w_bits - 1);
-        parallel_for(panels_, call_.outputs * call_.k() > 16384 ? threads_ : 1, [&](int64_t begin, int64_t end, int slot) {
-            for (int64_t panel = begin; panel < end; ++panel) {
-                const int64_t vector = first_vector(panel), first = vector * lanes_;
-                const int vectors = static_cast<int>(first_vector(panel + 1) - vector);
-                const int64_t count = std::min(vectors * lanes_, call_.outputs - first);
-                uint8_t* const own = scratches + slot * scratch;
-                if (by_bits()) {
-                    body_.pack_bits({weight, row_bytes, call_.k(), call_.w_bits, taps()}, first, count, vectors, own,
-                                    reinterpret_cast<uint64_t*>(panels + first * column));
-                    continue;
+        parallel_for(
+            panels_, call_.outputs * call_.k() > 16384 ? threads_ : 1, [&](int64_t begin, int64_t end, int slot) {
+                for (int64_t panel = begin; panel < end; ++panel) {
+                    const int64_t vector = first_vector(panel), first = vector * lanes_;
+                    const int vectors = static_cast<int>(first_vector(panel + 1) - vector);
+                    const int64_t count = std::min(vectors * lanes_, call_.outputs - first);
+                    uint8_t* const own = scratches + slot * scratch;
+                    if (by_bits()) {
+                        body_.pack_bits({weight, row_bytes, call_.k(), call_.w_bits, taps()}, first, count, vectors,
+                                        own, reinterpret_cast<uint64_t*>(panels + first * column));
+                        continue;
+                    }
+                    for (int64_t i = 0; i < call_.scale_groups; ++i)
+                        body_.pack_dots(
+                            {weight + i * part * call_.w_bits / 8, row_bytes, part, call_.w_bits}, first, count,
+                            vectors, half, own,
+                            reinterpret_cast<int8_t*>(panels + first * column + i * steps_ * 4 * vectors * lanes_));
                 }
-                for (int64_t i = 0; i < call_.scale_groups; ++i)
-                    body_.pack_dots({weight + i * part * call_.w_bits / 8, row_bytes, part, call_.w_bits}, first, count,
-                                    vectors, half, own,
-                                    reinterpret_cast<int8_t*>(panels + first * column + i * steps_ * 4 * vectors * lanes_));
-            }
-        });
+            });
     }
 
     // Bit planes of the pixels, and the sums of their codes.
@@ -390,11 +414,13 @@ class Convolution {
                 body_.bits({rows, taps(), words_, call_.x_bits, call_.w_bits, reinterpret_cast<const uint64_t*>(a),
                             a_m / 8, reinterpret_cast<const uint64_t*>(b), vectors, acc, width});
             } else {
-                body_.dots({rows, steps_, a + i * part, a_m, reinterpret_cast<const int8_t*>(b + i * steps_ * 4 * width),
-                            vectors, acc, width, call_.x_bits + call_.w_bits > 15});
+                body_.dots({rows, steps_, a + i * part, a_m,
+                            reinterpret_cast<const int8_t*>(b + i * steps_ * 4 * width), vectors, acc, width,
+                            call_.x_bits + call_.w_bits > 15});
             }
-            finish_group(i, {rows, group * call_.outputs + n0, std::min(width, call_.outputs - n0), acc, width,
-                             row_sums + i * rows, first * all, all},
+            finish_group(i,
+                         {rows, group * call_.outputs + n0, std::min(width, call_.outputs - n0), acc, width,
+                          row_sums + i * rows, first * all, all},
                          lines);
         }
     }

@@ -3,8 +3,8 @@
 //
 //     S[p, n] = m * sum over taps and channels of (x[p, ...] - x_zero) * (weight[n, ...] - zero[n])
 //
-// with taps outside of the map giving nothing; m is 1, or 2 where zeros are odd multiples of 1/2 (DoReFa's are). What is
-// made of S is LowbitFinish's business (lowbit_body.h).
+// with taps outside of the map giving nothing; m is 1, or 2 where zeros are odd multiples of 1/2 (DoReFa's are). What
+// is made of S is LowbitFinish's business (lowbit_body.h).
 #pragma once
 
 #include <cstddef>
@@ -25,8 +25,8 @@ struct Pair {
 };
 
 // Preconditions, which the callers check: codes are below 2^bits; the output sizes follow from the others; with
-// groups > 1 or kernel sizes above 1, scale_groups is 1; k / scale_groups is a multiple of 8 where scale_groups > 1; row
-// needs a 1x1 convolution without padding, stride and groups; k * (2^x_bits - 1) * 2^(w_bits - 1) < 2^31.
+// groups > 1 or kernel sizes above 1, scale_groups is 1; k / scale_groups is a multiple of 8 where scale_groups > 1;
+// row needs a 1x1 convolution without padding, stride and groups; k * (2^x_bits - 1) * 2^(w_bits - 1) < 2^31.
 struct LowbitConv2d {
     int64_t batch, in_height, in_width, out_height, out_width;
     int64_t groups, inputs, outputs;  // channels of one group
@@ -38,11 +38,11 @@ struct LowbitConv2d {
     int x_zero, x_bits;
     const uint8_t* weight;  // rows of (kernel row, kernel column, input), one after another
     int w_bits;
-    int64_t scale_groups;        // of k, each with its own sums, zero and multiplier
-    const int32_t* sums;         // [scale_groups, groups * outputs]: of the codes
-    const int32_t* twice_zero;   // [scale_groups, groups * outputs]
-    const float* multiplier;     // [scale_groups, groups * outputs]
-    LowbitFinish finish;         // the fields that the kernel cannot know: row_factor and offset are made here
+    int64_t scale_groups;       // of k, each with its own sums, zero and multiplier
+    const int32_t* sums;        // [scale_groups, groups * outputs]: of the codes
+    const int32_t* twice_zero;  // [scale_groups, groups * outputs]
+    const float* multiplier;    // [scale_groups, groups * outputs]
+    LowbitFinish finish;        // the fields that the kernel cannot know: row_factor and offset are made here
     LowbitMethod method;
 
     int64_t k() const { return kernel.height * kernel.width * inputs; }

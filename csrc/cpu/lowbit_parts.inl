@@ -57,11 +57,16 @@ inline void quantize_floats(const float* x, int64_t count, float scale, int zero
 
 inline void copy_pieces(uint8_t* to, int64_t to_step, const uint8_t* from, int64_t from_step, int64_t pieces,
                         int64_t bytes) {
-    for (int64_t i = 0; i < pieces; ++i) std::memcpy(to + i * to_step, from + i * from_step, static_cast<size_t>(bytes));
+    for (int64_t i = 0; i < pieces; ++i)
+        std::memcpy(to + i * to_step, from + i * from_step, static_cast<size_t>(bytes));
 }
 
 inline void depthwise_tap(const uint8_t* a, int zero, const int32_t* w, int64_t channels, int32_t* acc) {
     for (int64_t c = 0; c < channels; ++c) acc[c] += (a[c] - zero) * w[c];
+}
+
+inline void spread_codes(const uint8_t* codes, int64_t k, int, int8_t* to) {
+    for (int64_t i = 0; i < k; ++i) to[i] = static_cast<int8_t>(codes[i] - 128);
 }
 
 inline void row_product(const RowProduct& call) {
@@ -89,7 +94,8 @@ inline void scaled_sums(const LowbitFinish& how, const int32_t* acc, int32_t row
     using U = std::make_unsigned_t<S>;
     const auto exact = [&](int64_t c) {
         U sum = static_cast<U>(static_cast<S>(acc[c])) << how.shift;
-        if (Factor) sum += static_cast<U>(static_cast<S>(row_sum)) * static_cast<U>(static_cast<S>(how.row_factor[first + c]));
+        if (Factor)
+            sum += static_cast<U>(static_cast<S>(row_sum)) * static_cast<U>(static_cast<S>(how.row_factor[first + c]));
         const S offset = Wide ? static_cast<S>(how.offset[first + c]) : static_cast<S>(how.low_offset[first + c]);
         return static_cast<S>(sum + static_cast<U>(offset));
     };
@@ -122,8 +128,8 @@ inline void finish_line(const LowbitFinish& how, int64_t first, int64_t count, i
         for (int64_t c = 0; c < count; ++c) line[c] = line[c] + how.residual[at + first + c];
     if (how.residual_codes)
         for (int64_t c = 0; c < count; ++c)
-            line[c] = line[c] + how.residual_scale *
-                                    static_cast<float>(how.residual_codes[at + first + c] - how.residual_zero);
+            line[c] = line[c] +
+                      how.residual_scale * static_cast<float>(how.residual_codes[at + first + c] - how.residual_zero);
     if (how.relu && (how.y || how.out_zero))  // codes from 0 up are what ReLU leaves
         for (int64_t c = 0; c < count; ++c) line[c] = line[c] < 0 ? 0 : line[c];
     if (how.y) std::copy(line, line + count, how.y + at + first);
@@ -148,8 +154,8 @@ inline void finish_plain(const LowbitFinish& how, const FinishRows& rows) {
         const auto value = [&](int64_t c) {
             uint32_t sum = static_cast<uint32_t>(acc[c]) << shift;
             if (Factor) sum += row_sum * static_cast<uint32_t>(factor[c]);
-            const float scaled = static_cast<float>(static_cast<int32_t>(sum + static_cast<uint32_t>(offset[c]))) *
-                                 multiplier[c];
+            const float scaled =
+                static_cast<float>(static_cast<int32_t>(sum + static_cast<uint32_t>(offset[c]))) * multiplier[c];
             return Bias ? scaled + bias[c] : scaled;
         };
         if (Codes) {
@@ -209,9 +215,9 @@ inline void finish_line_rows(const LowbitFinish& how, const FinishRows& rows, fl
 
 template <class V>
 LowbitBody make_lowbit_body() {
-    return {V::lanes,      V::panel,        V::bit_lanes,    V::bit_panel,     V::pack, dots<V>,
-            pack_bits<V>,  bits<V>,         V::row,          V::unpack,        V::planes,    V::sum,
-            quantize_floats, V::copy,       depthwise_tap,   finish_rows,      add_scaled_rows, finish_line_rows};
+    return {V::lanes, V::panel,      V::bit_lanes, V::bit_panel,    V::pack,         dots<V>, pack_bits<V>,
+            bits<V>,  V::row,        V::spread,    V::unpack,       V::planes,       V::sum,  quantize_floats,
+            V::copy,  depthwise_tap, finish_rows,  add_scaled_rows, finish_line_rows};
 }
 
 }  // namespace

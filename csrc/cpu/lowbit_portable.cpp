@@ -3,8 +3,8 @@
 #include <cpuid.h>
 #endif
 
-#include "cpu/lowbit_dots.inl"
 #include "cpu/lowbit_bits.inl"
+#include "cpu/lowbit_dots.inl"
 #include "cpu/lowbit_parts.inl"
 
 namespace spos {
@@ -62,6 +62,7 @@ struct LowbitPortable {
         copy_pieces(to, to_step, from, from_step, pieces, bytes);
     }
     static void row(const RowProduct& call) { row_product(call); }
+    static void spread(const uint8_t* codes, int64_t k, int bits, int8_t* to) { spread_codes(codes, k, bits, to); }
 
   private:
     template <typename R>
