@@ -10,9 +10,10 @@ from spos_kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_reference
 from spos_kernels.depthwise_conv2d import DepthwiseConv2d, depthwise_conv2d, depthwise_conv2d_reference
 from spos_kernels.fake_quantize import fake_quantize, fake_quantize_reference, quantize, quantize_reference
 from spos_kernels.gradient_sink import GradientSink, sliced_parameter
-from spos_kernels.lowbit_conv2d import Requantize, lowbit_conv2d, lowbit_conv2d_reference
+from spos_kernels.lowbit_conv2d import lowbit_conv2d, lowbit_conv2d_reference
 from spos_kernels.lowbit_matmul import lowbit_matmul, lowbit_matmul_reference
 from spos_kernels.lowbit_plans import lowbit_plans
+from spos_kernels.lowbit_products import Quantizer
 from spos_kernels.packing import (
     PackedWeight,
     pack,
@@ -35,7 +36,7 @@ __all__ = [
     "GradientSink",
     "Link",
     "PackedWeight",
-    "Requantize",
+    "Quantizer",
     "backends",
     "choice_block",
     "choice_block_chain",

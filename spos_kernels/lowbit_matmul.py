@@ -1,4 +1,4 @@
-"""Product of quantized rows by packed weights, computed on integers: a linear layer, `lowbit_conv2d` of one pixel a row.
+"""Product of quantized rows by packed weights, computed on integers: what a linear layer does.
 
     y[m, n] = float(Σ over k of (x_code[m, k] − x_zero) · (w_code[n, k] − w_zero[n])) · (x_scale · scale[n]) + bias[n]
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spos_kernels.backends import resolve_backend
-from spos_kernels.lowbit_conv2d import Call, Geometry, Requantize, check_call, run, run_reference
+from spos_kernels.lowbit_products import PLAIN, Call, Geometry, Quantizer, check_call, run, run_reference
 from spos_kernels.packing import PackedWeight, check_weight
 
 __all__ = ["lowbit_matmul", "lowbit_matmul_reference"]
@@ -23,12 +23,12 @@ def lowbit_matmul(
     x: Tensor,
     weight: PackedWeight,
     *,
-    x_quantizer: Requantize = Requantize(1.0),
+    x_quantizer: Quantizer = PLAIN,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
-    residual_quantizer: Requantize | None = None,
+    residual_quantizer: Quantizer | None = None,
     relu: bool = False,
-    out_quantizer: Requantize | None = None,
+    out_quantizer: Quantizer | None = None,
     keep_float: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Multiply rows of codes by packed codes. Not differentiable.
@@ -48,12 +48,12 @@ def lowbit_matmul_reference(
     x: Tensor,
     weight: PackedWeight,
     *,
-    x_quantizer: Requantize = Requantize(1.0),
+    x_quantizer: Quantizer = PLAIN,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
-    residual_quantizer: Requantize | None = None,
+    residual_quantizer: Quantizer | None = None,
     relu: bool = False,
-    out_quantizer: Requantize | None = None,
+    out_quantizer: Quantizer | None = None,
     keep_float: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`lowbit_matmul` in plain PyTorch: same arguments, result to the bit, and errors."""
@@ -64,12 +64,12 @@ def lowbit_matmul_reference(
 def _check(
     x: Tensor,
     weight: PackedWeight,
-    x_quantizer: Requantize,
+    x_quantizer: Quantizer,
     bias: Tensor | None,
     residual: Tensor | None,
-    residual_quantizer: Requantize | None,
+    residual_quantizer: Quantizer | None,
     relu: bool,
-    out: Requantize | None,
+    out: Quantizer | None,
     keep: bool,
 ) -> Call:
     check_weight(weight, 2)

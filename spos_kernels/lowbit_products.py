@@ -1,0 +1,270 @@
+"""What convolutions and matrix products of codes have in common: a checked call, and its two ways to run.
+
+    S[p, n] = Σ over taps and inputs of (x_code − x_zero) · (w_code − w_zero[n])          exact
+    y = relu(float(S) · (x_scale · scale[n]) + bias[n] + residual)                        each step rounded to float32
+    code = clamp(round(y / out_scale) + out_zero, 0, 2^out_bits − 1)                      half to even
+
+Taps outside of the map give nothing. Where a zero of the weights is an odd multiple of ½ (DoReFa's), S is doubled to
+stay whole, and the scale halved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spos_kernels import _C
+from spos_kernels.backends import ISA, threads_for
+from spos_kernels.lowbit_plans import Key, choose
+from spos_kernels.packing import PackedWeight, check_bits, unpack_weight
+
+__all__ = ["Quantizer"]
+
+Pair = tuple[int, int]
+
+
+class Quantizer(NamedTuple):
+    """What codes mean, value = scale · (code − zero_point), and how floats become codes: see the module.
+
+    scale > 0; bits 1 to 8; zero_point from 0 to 2^bits − 1.
+    """
+
+    scale: float
+    bits: int = 8
+    zero_point: int = 0
+
+
+# Codes that are the values.
+PLAIN = Quantizer(1.0)
+
+
+class Geometry(NamedTuple):
+    """Sizes of a convolution: of the batch, the maps, one group's channels, and its pairs."""
+
+    batch: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    groups: int
+    inputs: int
+    outputs: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+
+class Call(NamedTuple):
+    """One checked call: x and residual as rows of pixels."""
+
+    x: Tensor
+    weight: PackedWeight
+    geometry: Geometry
+    quantizer: Quantizer  # of x
+    bias: Tensor | None
+    residual: Tensor | None
+    residual_quantizer: Quantizer | None
+    relu: bool
+    out: Quantizer | None
+    keep: bool
+
+
+class Prepared(NamedTuple):
+    """What the extension is told of a call, beside its tensors; the same for all calls alike."""
+
+    rows: int
+    columns: int
+    sizes: tuple[int, ...]
+    numbers: tuple[int, ...]
+    scales: tuple[float | None, ...]
+    methods: tuple[str, ...]
+    threads: int
+    key: Key
+
+
+def run(call: Call) -> list[Tensor]:
+    """Run a checked call on the kernels; the results as rows of pixels."""
+    weight, out = call.weight, call.out
+    how = _prepare(call.geometry, call.quantizer, call.x.dtype == torch.float32, weight.bits, weight.sums.shape[0],
+                   weight.doubled, call.residual_quantizer, out, torch.get_num_threads())  # fmt: skip
+    multiplier = weight.multiplier(call.quantizer.scale)
+    sums = y = codes = None
+    if multiplier is None:
+        sums = torch.empty(how.rows, how.columns, dtype=torch.int64)
+    else:
+        if out is not None:
+            codes = torch.empty(how.rows, how.columns, dtype=torch.uint8)
+        if out is None or call.keep:
+            y = torch.empty(how.rows, how.columns)
+    tensors = (call.x, weight.packed, weight.sums, weight.twice_zero, multiplier, call.bias, call.residual, sums, y,
+               codes)  # fmt: skip
+    options = (how.sizes, how.numbers, how.scales, call.relu)
+
+    def work(method: int) -> None:
+        _C.lowbit_conv2d(*tensors, *options, method, ISA, how.threads)
+
+    work(choose(how.key, how.methods, work))
+    return [t for t in (sums, y, codes) if t is not None]
+
+
+@lru_cache(maxsize=4096)
+def _prepare(
+    geometry: Geometry,
+    quantizer: Quantizer,
+    floats: bool,
+    w_bits: int,
+    scale_groups: int,
+    doubled: bool,
+    beside: Quantizer | None,
+    out: Quantizer | None,
+    threads: int,
+) -> Prepared:
+    outputs = geometry.groups * geometry.outputs
+    pixels = geometry.batch * geometry.out_height * geometry.out_width
+    sizes = (*geometry[:8], *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation)
+    to = out or PLAIN
+    numbers = (quantizer.bits, quantizer.zero_point, w_bits, int(doubled), to.zero_point, to.bits,
+               beside.zero_point if beside else 0)  # fmt: skip
+    scales = (quantizer.scale if floats else None, beside.scale if beside else None, out.scale if out else None)
+    products = pixels * outputs * geometry.inputs * geometry.kernel[0] * geometry.kernel[1]
+    threads = min(threads, threads_for(products // 4))
+    methods = _methods(geometry, scale_groups, w_bits, quantizer.bits)
+    key = (*sizes, scale_groups, quantizer.bits, w_bits, ISA.name, threads)
+    return Prepared(pixels, outputs, sizes, numbers, scales, methods, threads, key)
+
+
+def _methods(geometry: Geometry, scale_groups: int, w_bits: int, x_bits: int) -> tuple[str, ...]:
+    """Return the methods that can run a call and might be the fastest."""
+    if geometry.groups > 1 and geometry.inputs == 1 and geometry.outputs == 1:
+        return ("dots",)  # a kernel of its own
+    most_products, most_rows = 4, 8
+    methods = ["dots"]
+    if w_bits * x_bits <= most_products and scale_groups == 1:
+        methods.append("bits")
+    same = geometry.kernel == geometry.stride == (1, 1) and geometry.padding == (0, 0) and geometry.groups == 1
+    if same and geometry.batch * geometry.out_height * geometry.out_width <= most_rows:
+        methods.append("row")
+    return tuple(methods)
+
+
+def run_reference(call: Call) -> list[Tensor]:
+    """Run a checked call in plain PyTorch: whole numbers in float64, which holds them exactly, then float32."""
+    geometry, weight = call.geometry, call.weight
+    codes = call.x
+    if codes.dtype == torch.float32:
+        codes = _codes(codes, call.quantizer)
+    elif codes.numel() and int(codes.max()) >> call.quantizer.bits:
+        raise ValueError("x: has codes of more than x_bits bits")
+    pixels = codes.to(torch.float64) - call.quantizer.zero_point
+    image = pixels.view(geometry.batch, geometry.height, geometry.width, -1).permute(0, 3, 1, 2)
+    times = 2 if weight.doubled else 1
+    whole = unpack_weight(weight).to(torch.float64).view(*weight.shape[:2], *geometry.kernel) * times
+    zeros = weight.twice_zero.to(torch.float64) * times / 2
+    count = zeros.shape[0]
+    part = geometry.inputs // count
+    y = torch.zeros(())
+    for group in range(count):
+        inputs = slice(group * part, (group + 1) * part) if count > 1 else slice(None)
+        found = F.conv2d(image[:, inputs], whole[:, inputs] - zeros[group][:, None, None, None], None, geometry.stride,
+                         geometry.padding, geometry.dilation, geometry.groups)  # fmt: skip
+        sums = found.permute(0, 2, 3, 1).reshape(-1, whole.shape[0]).to(torch.int64)
+        multiplier = weight.multiplier(call.quantizer.scale)
+        if multiplier is None:
+            return [sums]
+        scaled = sums.to(torch.float32) * multiplier[group]
+        y = y + scaled if group else scaled
+    if call.bias is not None:
+        y = y + call.bias
+    if call.residual is not None:
+        beside = call.residual_quantizer
+        floats = call.residual
+        if beside is not None:
+            floats = (floats.to(torch.int32) - beside.zero_point).to(torch.float32) * beside.scale
+        y = y + floats
+    y = y.clamp(min=0) if call.relu else y
+    if call.out is None:
+        return [y]
+    return [y, _codes(y, call.out)] if call.keep else [_codes(y, call.out)]
+
+
+def _codes(x: Tensor, how: Quantizer) -> Tensor:
+    steps = torch.round(x / torch.tensor(how.scale, dtype=torch.float32)) + how.zero_point
+    return steps.nan_to_num(nan=0.0).clamp(0, 2**how.bits - 1).to(torch.uint8)
+
+
+@lru_cache(maxsize=4096)
+def check_quantizer(how: Quantizer, name: str) -> Quantizer:
+    """Return a quantizer with its scale rounded to float32. Raises TypeError or ValueError, naming it."""
+    if not isinstance(how, Quantizer):
+        raise TypeError(f"{name} is a {type(how).__name__}: expected a Quantizer")
+    check_bits(how.bits, f"{name}.bits")
+    scale = float(torch.tensor(float(how.scale), dtype=torch.float32))
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"{name}.scale = {how.scale!r}: expected a finite number above 0")
+    zero = how.zero_point
+    if isinstance(zero, bool) or not isinstance(zero, int) or not 0 <= zero < 2**how.bits:
+        raise ValueError(f"{name}.zero_point = {zero!r}: expected an integer from 0 to {2**how.bits - 1}")
+    return Quantizer(scale, how.bits, zero)
+
+
+def check_call(
+    x: Tensor,
+    weight: PackedWeight,
+    geometry: Geometry,
+    x_quantizer: Quantizer,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    residual_quantizer: Quantizer | None,
+    relu: bool,
+    out: Quantizer | None,
+    keep: bool,
+    rows: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+) -> Call:
+    """Check what convolution and product have in common. `rows` makes rows of pixels of a tensor shaped like a map."""
+    x_quantizer = check_quantizer(x_quantizer, "x_quantizer")
+    size = geometry.inputs * geometry.kernel[0] * geometry.kernel[1]
+    most = (2**31 - 1) // ((2**x_quantizer.bits - 1) << (weight.bits - 1))
+    if size > most:
+        raise ValueError(
+            f"weight.shape = {list(weight.shape)}: expected at most {most:,} products a sum at {x_quantizer.bits} by "
+            f"{weight.bits} bits, got {size:,}"
+        )
+    if weight.scale is None:
+        options = {"bias": bias, "residual": residual, "residual_quantizer": residual_quantizer, "out_quantizer": out}
+        given = [name for name, value in options.items() if value is not None] + ["relu"] * relu + ["keep_float"] * keep
+        if given:
+            raise ValueError(f"{given[0]} is given for a weight without a scale: expected none")
+    if keep and out is None:
+        raise ValueError("keep_float = True without out_quantizer: the result is float32 already")
+    outputs = geometry.groups * geometry.outputs
+    if bias is not None:
+        _check_tensor(bias, "bias", (torch.float32,), (outputs,))
+        bias = bias.detach().contiguous()
+    if residual_quantizer is not None:
+        residual_quantizer = check_quantizer(residual_quantizer, "residual_quantizer")
+        if residual is None:
+            raise ValueError("residual_quantizer is given without a residual")
+    if residual is not None:
+        dtype = torch.float32 if residual_quantizer is None else torch.uint8
+        _check_tensor(residual, "residual", (dtype,), shape)
+        residual = rows(residual.detach()).contiguous()
+    out = None if out is None else check_quantizer(out, "out_quantizer")
+    return Call(rows(x.detach()), weight, geometry, x_quantizer, bias, residual, residual_quantizer, bool(relu), out,
+                bool(keep))  # fmt: skip
+
+
+def _check_tensor(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}: expected a tensor")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} has dtype {tensor.dtype}: expected {' or '.join(map(str, dtypes))}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}: expected {list(shape)}")
