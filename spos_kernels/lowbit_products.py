@@ -146,6 +146,9 @@ def _methods(geometry: Geometry, scale_groups: int, w_bits: int, x_bits: int) ->
         return ("dots",)  # a kernel of its own
     most_products, most_rows = 4, 8
     methods = ["dots"]
+    products = geometry.inputs * geometry.kernel[0] * geometry.kernel[1]
+    if products * (2**x_bits - 1) * (2**w_bits - 1) >= 2**31:
+        return ("dots",)  # whose sums of codes less half are half as large
     if w_bits * x_bits <= most_products and scale_groups == 1:
         methods.append("bits")
     same = geometry.kernel == geometry.stride == (1, 1) and geometry.padding == (0, 0) and geometry.groups == 1
@@ -199,7 +202,7 @@ def _codes(x: Tensor, how: Quantizer) -> Tensor:
     return steps.nan_to_num(nan=0.0).clamp(0, 2**how.bits - 1).to(torch.uint8)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096, typed=True)  # a tuple of the same values is another type
 def check_quantizer(how: Quantizer, name: str) -> Quantizer:
     """Return a quantizer with its scale rounded to float32. Raises TypeError or ValueError, naming it."""
     if not isinstance(how, Quantizer):

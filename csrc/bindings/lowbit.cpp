@@ -141,6 +141,8 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
     const int64_t k = call.k(), outputs = call.groups * call.outputs, pixels = call.pixels();
     if (k > INT32_MAX / (((1 << call.x_bits) - 1) << (call.w_bits - 1)))
         throw py::value_error("sizes: more products than a sum of 32 bits holds");
+    if (call.method != LowbitMethod::dots && k > INT32_MAX / (((1 << call.x_bits) - 1) * ((1 << call.w_bits) - 1)))
+        throw py::value_error("method: only dots holds so many products");
     const bool plain = call.groups == 1 && call.kernel.height == 1 && call.kernel.width == 1 &&
                        call.stride.height == 1 && call.stride.width == 1 && call.padding.height == 0 &&
                        call.padding.width == 0;

@@ -26,7 +26,8 @@ struct Pair {
 
 // Preconditions, which the callers check: codes are below 2^bits; the output sizes follow from the others; with
 // groups > 1 or kernel sizes above 1, scale_groups is 1; k / scale_groups is a multiple of 8 where scale_groups > 1;
-// row needs a 1x1 convolution without padding, stride and groups; k * (2^x_bits - 1) * 2^(w_bits - 1) < 2^31.
+// row needs a 1x1 convolution without padding, stride and groups; k * (2^x_bits - 1) * 2^(w_bits - 1) <
+// 2^31, with (2^w_bits - 1) for the last factor where the method is not dots.
 struct LowbitConv2d {
     int64_t batch, in_height, in_width, out_height, out_width;
     int64_t groups, inputs, outputs;  // channels of one group

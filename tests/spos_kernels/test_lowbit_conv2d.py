@@ -1,0 +1,194 @@
+"""lowbit_conv2d: integers exact, floats to the bit as the plain reference, on every instruction set and method."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lowbit_support import ISAS, Draws, force, poisoned, run_everywhere, same
+
+import spos_kernels as sk
+from spos_kernels import _C, lowbit_plans, lowbit_products
+
+
+@pytest.fixture(autouse=True)
+def _fresh_plans() -> Any:
+    yield
+    lowbit_products._prepare.cache_clear()
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("seed", range(4))
+def test_random_calls_equal_the_reference(isa: _C.Isa, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = Draws(seed)
+    calls = [call for call in (draws.conv2d() for _ in range(40)) if call is not None]
+    assert len(calls) > 20
+    for x, weight, options in calls:
+        expected = sk.lowbit_conv2d_reference(x, weight, **options)
+        run_everywhere(
+            monkeypatch,
+            ("dots", "bits"),
+            isa,
+            partial(sk.lowbit_conv2d, x, weight, **options),
+            expected,
+        )
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("w_bits", range(1, 9))
+def test_every_pair_of_widths_is_exact_at_its_extremes(
+    isa: _C.Isa, w_bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for x_bits in range(1, 9):
+        most_x, most_w = 2**x_bits - 1, 2**w_bits - 1
+        x = torch.tensor([0, most_x], dtype=torch.uint8).repeat(1, 69, 3, 2)
+        codes = torch.tensor([most_w, 0, most_w], dtype=torch.uint8).repeat(9, 69, 2, 1)
+        codes[1], codes[2] = 0, most_w
+        for zero in (None, most_w / 2):
+            weight = sk.pack_weight(codes, w_bits, zero_point=zero)
+            times = 2 if weight.doubled else 1
+            centre = 2 ** (w_bits - 1) if zero is None else zero
+            exact = F.conv2d(x.double(), codes.double() - centre, padding=1) * times
+            for method in ("dots", "bits"):
+                force(monkeypatch, isa, method)
+                found = sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(1.0, x_bits), padding=1)
+                assert torch.equal(found, exact.long()), (x_bits, zero, method)
+
+
+def test_the_reference_is_the_formula() -> None:
+    """With plain tensors and none of the operation's own code."""
+    draws = Draws(7)
+    x, codes = draws.codes(3, 2, 6, 5, 4), draws.codes(2, 4, 3, 3, 3)
+    scale, bias = torch.rand(4) + 0.5, torch.randn(4)
+    weight = sk.pack_weight(codes, 2, scale=scale, zero_point=1.5)
+    options = {"stride": 2, "padding": 1, "groups": 2}
+    found = sk.lowbit_conv2d_reference(x, weight, x_quantizer=sk.Quantizer(0.25, 3, 2), bias=bias, relu=True, **options)
+    floats = (codes.double() - 1.5) * scale.double()[:, None, None, None]
+    expected = F.conv2d((x.double() - 2) * 0.25, floats, bias.double(), 2, 1, 1, 2).relu()
+    assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["dots", "bits"])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_any_number_of_threads_gives_the_same_bits(
+    method: str, depthwise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = Draws(1)
+    channels, inputs = (33, 1) if depthwise else (70, 33)
+    x = draws.codes(3, 3, 33, 17, 9)
+    weight = draws.weight(2, True, channels, inputs, 3, 3)
+    options: dict[str, Any] = {"x_quantizer": sk.Quantizer(0.1, 3), "padding": 1, "groups": 33 if depthwise else 1}
+    options |= {"bias": torch.randn(channels), "out_quantizer": sk.Quantizer(2.0, 4), "keep_float": True}
+    expected = sk.lowbit_conv2d_reference(x, weight, **options)
+    force(monkeypatch, _C.best_isa(), method)
+    for threads in (1, 2, 3, 8):
+        monkeypatch.setattr(lowbit_products, "threads_for", lambda *_, n=threads: n)
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        assert same(sk.lowbit_conv2d(x, weight, **options), expected), threads
+
+
+def test_slices_of_wider_maps_are_read_in_place() -> None:
+    wide = Draws(2).codes(4, 2, 100, 6, 5).contiguous(memory_format=torch.channels_last)
+    weight = sk.pack_weight(Draws(3).codes(3, 8, 37, 3, 3), 3, scale=torch.rand(8))
+    x = wide[:, 11:48]
+    options: dict[str, Any] = {"x_quantizer": sk.Quantizer(0.5, 4), "padding": 1}
+    assert same(sk.lowbit_conv2d(x, weight, **options), sk.lowbit_conv2d_reference(x.clone(), weight, **options))
+    odd = wide[:, :37, ::2]  # rows that do not follow each other
+    assert same(sk.lowbit_conv2d(odd, weight, **options), sk.lowbit_conv2d_reference(odd.clone(), weight, **options))
+
+
+def test_floats_are_quantized_as_the_reference_does_it() -> None:
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 0.25, 0.75, 1.25, -0.0])
+    weight = sk.pack_weight(torch.eye(9, dtype=torch.uint8)[:, :, None, None].contiguous(), 1, zero_point=0)
+    for zero in (0, 3):
+        found = sk.lowbit_conv2d(x.view(1, 9, 1, 1), weight, x_quantizer=sk.Quantizer(0.5, 3, zero))
+        most, half = 7 - zero, [0, 2, 2]  # 0.5, 1.5 and 2.5 steps, half to even
+        assert found.flatten().tolist() == [-zero, most, -zero, most, -zero, *half, 0]
+
+
+def test_an_empty_batch_gives_an_empty_result() -> None:
+    weight = sk.pack_weight(Draws(0).codes(2, 4, 3, 1, 1), 2, scale=torch.ones(4))
+    x = torch.zeros(0, 3, 5, 5, dtype=torch.uint8)
+    assert sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(1.0, 2)).shape == (0, 4, 5, 5)
+
+
+def test_plans_are_measured_once_and_can_be_read() -> None:
+    lowbit_plans._plans.clear()
+    weight = sk.pack_weight(Draws(0).codes(1, 8, 64, 3, 3), 1, scale=torch.ones(8))
+    x = Draws(1).codes(1, 1, 64, 6, 6)
+    options: dict[str, Any] = {"x_quantizer": sk.Quantizer(1.0, 1), "padding": 1}
+    expected = sk.lowbit_conv2d_reference(x, weight, **options)
+    with poisoned():
+        assert same(sk.lowbit_conv2d(x, weight, **options), expected)
+    plans = sk.lowbit_plans()
+    (name,) = plans
+    assert name.startswith(f"conv 1x64x6x6 to 8, 3x3, padding 1x1, w1a1, {sk.isa()}, ")
+    before = dict(lowbit_plans._plans)
+    sk.lowbit_conv2d(x, weight, **options)
+    assert lowbit_plans._plans == before
+    assert "dots" in next(iter(plans.values())) and "bits" in next(iter(plans.values()))
+
+
+def test_use_backend_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(_C, "lowbit_conv2d", refuse)
+    weight = sk.pack_weight(Draws(0).codes(2, 4, 3, 1, 1), 2, scale=torch.ones(4))
+    x = torch.ones(1, 3, 2, 2, dtype=torch.uint8)
+    with sk.use_backend("reference"):
+        sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(1.0, 2))
+    with pytest.raises(AssertionError):
+        sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(1.0, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": torch.zeros(1, 4, 5, 5)[0]}, ValueError, "x has shape"),
+        ({"x": torch.zeros(1, 4, 5, 5, dtype=torch.int32)}, TypeError, "x has dtype torch.int32"),
+        ({"x": torch.zeros(1, 5, 5, 5, dtype=torch.uint8)}, ValueError, "x has 5 channels: expected 4"),
+        ({"x": torch.full((1, 4, 5, 5), 4, dtype=torch.uint8)}, ValueError, "more than x_bits bits"),
+        ({"x": torch.zeros(1, 4, 2, 2, dtype=torch.uint8), "padding": 0}, ValueError, "that the kernel"),
+        ({"stride": 0}, ValueError, "stride = 0"),
+        ({"padding": -1}, ValueError, "padding = -1"),
+        ({"dilation": (1, 2, 3)}, ValueError, "dilation = "),
+        ({"groups": 4}, ValueError, "groups = 4"),
+        ({"x_quantizer": sk.Quantizer(0.0, 2)}, ValueError, "x_quantizer.scale = 0.0"),
+        ({"x_quantizer": sk.Quantizer(float("nan"), 2)}, ValueError, "x_quantizer.scale = nan"),
+        ({"x_quantizer": sk.Quantizer(1.0, 9)}, ValueError, "x_quantizer.bits = 9"),
+        ({"x_quantizer": sk.Quantizer(1.0, 2, 4)}, ValueError, "x_quantizer.zero_point = 4"),
+        ({"x_quantizer": (1.0, 2, 0)}, TypeError, "x_quantizer is a tuple"),
+        ({"bias": torch.zeros(5)}, ValueError, "bias has shape"),
+        ({"bias": torch.zeros(6).double()}, TypeError, "bias has dtype"),
+        ({"residual": torch.zeros(1, 6, 5, 4)}, ValueError, "residual has shape"),
+        ({"residual": torch.zeros(1, 6, 5, 5, dtype=torch.uint8)}, TypeError, "residual has dtype"),
+        ({"residual_quantizer": sk.Quantizer(1.0)}, ValueError, "without a residual"),
+        ({"keep_float": True}, ValueError, "without out_quantizer"),
+        ({"weight": "w"}, TypeError, "weight is a str"),
+        ({"weight": sk.pack_weight(torch.zeros(2, 4, dtype=torch.uint8), 2)}, ValueError, "expected 4 dimensions"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception], words: str) -> None:
+    arguments: dict[str, Any] = {
+        "x": torch.zeros(1, 4, 5, 5, dtype=torch.uint8),
+        "weight": sk.pack_weight(torch.zeros(6, 4, 3, 3, dtype=torch.uint8), 2, scale=torch.ones(6)),
+        "x_quantizer": sk.Quantizer(1.0, 2),
+        "padding": 1,
+    }
+    sk.lowbit_conv2d(**arguments)
+    with pytest.raises(error, match=words):
+        sk.lowbit_conv2d(**(arguments | change))
+    with pytest.raises(error, match=words):
+        sk.lowbit_conv2d_reference(**(arguments | change))
+
+
+def test_options_for_floats_are_refused_where_the_weight_has_no_scale() -> None:
+    weight = sk.pack_weight(torch.zeros(6, 4, 1, 1, dtype=torch.uint8), 2)
+    x = torch.zeros(1, 4, 5, 5, dtype=torch.uint8)
+    for options in ({"relu": True}, {"bias": torch.zeros(6)}, {"out_quantizer": sk.Quantizer(1.0)}):
+        with pytest.raises(ValueError, match="for a weight without a scale"):
+            sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(1.0, 2), **options)
