@@ -44,7 +44,7 @@ def fake_quantize(
     bits: 1 to 8. signed: codes from −2^(bits−1) to 2^(bits−1) − 1 instead of 0 to 2^bits − 1, "lsq" only.
     method, and what is `learned` there, in the dtype of x:
         "dorefa", for weights: None. dx = dy (1 − tanh² x) / max|tanh x|, the maximum taken as a constant. Where all
-            of x is zero, r is 1/2 and dx 0.
+            of x is zero (or below the normal numbers), r is 1/2 and dx 0.
         "pact", for activations: the clip α > 0. dx = dy where 0 < x < α, else 0; dα = Σ dy where x ≥ α.
         "lsq": the step s > 0. With v = x / s, and low and high less z: dx = dy where low ≤ v ≤ high, else 0;
             ds = g Σ dy · (low where v ≤ low, high where v ≥ high, else round(v) − v), g = 1 / √(N · high of the codes),
