@@ -66,7 +66,13 @@ def fake_quantize(
     if backend == "reference":
         return reference(call)
     plain, scale = _is_plain(call), _scale(call)
-    apply = _Eager.apply if plain else torch.ops.spos_kernels.fake_quantize
+    apply: Any
+    if not plain:
+        apply = torch.ops.spos_kernels.fake_quantize
+    elif torch.is_grad_enabled() and (call.x.requires_grad or scale.requires_grad):
+        apply = _Eager.apply
+    else:
+        apply = kernels.forward  # what autograd.Function costs is as much as the kernel on a small map
     return apply(call.x, scale, call.zero_point, *call.quantizer, backend)
 
 

@@ -47,9 +47,12 @@ SPOS_INLINE void quantize_store(typename V::Scalar* to, typename V::Value value,
         V::store(to, value);
 }
 
-// Combine(sum, term) adds lane sums up; Visit(i, count, full, coefficients, sum) handles the vector at element i.
-template <class V, bool Sums, typename Visit, typename Reduce, typename T = typename V::Scalar>
-SPOS_INLINE void visit_run(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit, const Reduce& reduce) {
+// Visit(i, count, full, coefficients, sum) returns what becomes of the vector at element i, Store(i, count, full,
+// result) writes it. Vectors are read four at a time before any is written: where input and output lie alike within
+// their pages, a load would wait for a store that only looks like one to the same address.
+template <class V, bool Sums, typename Visit, typename Store, typename Reduce, typename T = typename V::Scalar>
+SPOS_INLINE void visit_run(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit, const Store& store,
+                           const Reduce& reduce) {
     const FakeQuantizePlan& plan = job.plan;
     const int64_t run = piece / plan.splits, start = piece % plan.splits * plan.run_piece;
     const int64_t length = plan.run - start < plan.run_piece ? plan.run - start : plan.run_piece;
@@ -58,8 +61,20 @@ SPOS_INLINE void visit_run(const FakeQuantizeJob<T>& job, int64_t piece, const V
                                     V::broadcast(job.high + channel), V::broadcast(job.bound + channel)};
     typename V::Value sum = V::zero();
     int64_t i = end - length;
-    for (; i + V::lanes <= end; i += V::lanes) visit(i, V::lanes, QuantizeFlag<true>{}, k, sum);
-    if (i < end) visit(i, static_cast<int>(end - i), QuantizeFlag<false>{}, k, sum);
+    constexpr int vectors = 4, together = vectors * V::lanes;
+    for (; i + together <= end; i += together) {
+        typename V::Value result[vectors];
+        SPOS_UNROLL
+        for (int v = 0; v < vectors; ++v) result[v] = visit(i + v * V::lanes, V::lanes, QuantizeFlag<true>{}, k, sum);
+        SPOS_UNROLL
+        for (int v = 0; v < vectors; ++v) store(i + v * V::lanes, V::lanes, QuantizeFlag<true>{}, result[v]);
+    }
+    for (; i + V::lanes <= end; i += V::lanes)
+        store(i, V::lanes, QuantizeFlag<true>{}, visit(i, V::lanes, QuantizeFlag<true>{}, k, sum));
+    if (i < end) {
+        const int count = static_cast<int>(end - i);
+        store(i, count, QuantizeFlag<false>{}, visit(i, count, QuantizeFlag<false>{}, k, sum));
+    }
     if constexpr (Sums) {
         T lanes[V::lanes];
         V::store(lanes, sum);
@@ -71,11 +86,11 @@ SPOS_INLINE void visit_run(const FakeQuantizeJob<T>& job, int64_t piece, const V
 
 // Some columns of `count` rows from `row` on: Vectors whole vectors, or one of `lanes` elements. Their coefficients and
 // sums stay in registers.
-template <class V, bool Sums, int Vectors, bool Full, typename Visit, typename T = typename V::Scalar>
+template <class V, bool Sums, int Vectors, bool Full, typename Visit, typename Store, typename T = typename V::Scalar>
 SPOS_INLINE void visit_columns(const FakeQuantizeJob<T>& job, int64_t row, int64_t count, int64_t column, int lanes,
-                               T* sums, const Visit& visit) {
+                               T* sums, const Visit& visit, const Store& store) {
     QuantizeCoefficients<V> k[Vectors];
-    typename V::Value sum[Vectors];
+    typename V::Value sum[Vectors], result[Vectors];
     SPOS_UNROLL
     for (int v = 0; v < Vectors; ++v) {
         const int64_t at = column + v * V::lanes;
@@ -85,7 +100,10 @@ SPOS_INLINE void visit_columns(const FakeQuantizeJob<T>& job, int64_t row, int64
     }
     for (int64_t i = row * job.plan.columns + column; count > 0; --count, i += job.plan.columns) {
         SPOS_UNROLL
-        for (int v = 0; v < Vectors; ++v) visit(i + v * V::lanes, lanes, QuantizeFlag<Full>{}, k[v], sum[v]);
+        for (int v = 0; v < Vectors; ++v)
+            result[v] = visit(i + v * V::lanes, lanes, QuantizeFlag<Full>{}, k[v], sum[v]);
+        SPOS_UNROLL
+        for (int v = 0; v < Vectors; ++v) store(i + v * V::lanes, lanes, QuantizeFlag<Full>{}, result[v]);
     }
     SPOS_UNROLL
     for (int v = 0; v < Vectors; ++v)
@@ -94,8 +112,8 @@ SPOS_INLINE void visit_columns(const FakeQuantizeJob<T>& job, int64_t row, int64
 
 // Some rows at a time, and within them 4 vectors of columns after another. Fewer rows where they are long: the
 // processor asks memory ahead for lines that follow each other.
-template <class V, bool Sums, typename Visit, typename T = typename V::Scalar>
-SPOS_INLINE void visit_block(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit) {
+template <class V, bool Sums, typename Visit, typename Store, typename T = typename V::Scalar>
+SPOS_INLINE void visit_block(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit, const Store& store) {
     constexpr int vectors = 4, together = vectors * V::lanes;
     const FakeQuantizePlan& plan = job.plan;
     const int64_t columns = plan.columns, first = piece % plan.splits * plan.most_columns;
@@ -113,11 +131,12 @@ SPOS_INLINE void visit_block(const FakeQuantizeJob<T>& job, int64_t piece, const
         const int64_t rest = plan.size - row * columns - first, length = left <= 0 && rest < width ? rest : width;
         int64_t c = 0;
         for (; c + together <= length; c += together)
-            visit_columns<V, Sums, vectors, true>(job, row, count, first + c, V::lanes, sums + c, visit);
+            visit_columns<V, Sums, vectors, true>(job, row, count, first + c, V::lanes, sums + c, visit, store);
         for (; c + V::lanes <= length; c += V::lanes)
-            visit_columns<V, Sums, 1, true>(job, row, count, first + c, V::lanes, sums + c, visit);
+            visit_columns<V, Sums, 1, true>(job, row, count, first + c, V::lanes, sums + c, visit, store);
         if (c < length)
-            visit_columns<V, Sums, 1, false>(job, row, count, first + c, static_cast<int>(length - c), sums + c, visit);
+            visit_columns<V, Sums, 1, false>(job, row, count, first + c, static_cast<int>(length - c), sums + c, visit,
+                                             store);
         row += count;
     }
     if constexpr (Sums) {
@@ -126,13 +145,13 @@ SPOS_INLINE void visit_block(const FakeQuantizeJob<T>& job, int64_t piece, const
     }
 }
 
-template <class V, bool Sums, typename Visit, typename Reduce, typename T = typename V::Scalar>
+template <class V, bool Sums, typename Visit, typename Store, typename Reduce, typename T = typename V::Scalar>
 SPOS_INLINE void visit_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end, const Visit& visit,
-                              const Reduce& reduce) {
+                              const Store& store, const Reduce& reduce) {
     if (job.plan.by_columns)
-        for (int64_t piece = begin; piece < end; ++piece) visit_block<V, Sums>(job, piece, visit);
+        for (int64_t piece = begin; piece < end; ++piece) visit_block<V, Sums>(job, piece, visit, store);
     else
-        for (int64_t piece = begin; piece < end; ++piece) visit_run<V, Sums>(job, piece, visit, reduce);
+        for (int64_t piece = begin; piece < end; ++piece) visit_run<V, Sums>(job, piece, visit, store, reduce);
 }
 
 constexpr auto add_up = [](double a, double b) { return a + b; };
@@ -167,10 +186,12 @@ void forward_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) {
             constexpr bool whole = decltype(full)::value;
             const auto code = rounded<V, method>(quantize_load<V, whole>(job.x + i, count), k, levels);
             if constexpr (method == QuantizeMethod::dorefa)
-                quantize_store<V, whole, Stream>(
-                    job.y + i, small_quotient<V>(V::subtract(V::add(code, code), levels), levels, reciprocal), count);
+                return small_quotient<V>(V::subtract(V::add(code, code), levels), levels, reciprocal);
             else
-                quantize_store<V, whole, Stream>(job.y + i, V::multiply(code, k.divisor), count);
+                return V::multiply(code, k.divisor);
+        },
+        [&](int64_t i, int count, auto full, typename V::Value y) {
+            quantize_store<V, decltype(full)::value, Stream>(job.y + i, y, count);
         },
         add_up);
     if (Stream) V::fence();
@@ -184,8 +205,9 @@ void codes_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) {
         [&](int64_t i, int count, auto full, const QuantizeCoefficients<V>& k, typename V::Value&) {
             auto code = rounded<V, method>(quantize_load<V, decltype(full)::value>(job.x + i, count), k, levels);
             if constexpr (method == QuantizeMethod::lsq) code = V::add(code, V::subtract(lowest, k.low));
-            V::store_bytes(job.codes + i, V::maximum(code, lowest), count);  // NaN: the lowest
+            return V::maximum(code, lowest);  // NaN: the lowest
         },
+        [&](int64_t i, int count, auto, typename V::Value code) { V::store_bytes(job.codes + i, code, count); },
         add_up);
 }
 
@@ -217,7 +239,10 @@ void backward_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) 
                     sum = V::multiply_add(dy, coefficient, sum);
                 }
             }
-            if (needs_dx) quantize_store<V, whole, Stream>(job.dx + i, dx, count);
+            return dx;
+        },
+        [&](int64_t i, int count, auto full, Value dx) {
+            if (needs_dx) quantize_store<V, decltype(full)::value, Stream>(job.dx + i, dx, count);
         },
         add_up);
     if (Stream) V::fence();
@@ -229,8 +254,9 @@ void maximum_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) {
         job, begin, end,
         [&](int64_t i, int count, auto full, const QuantizeCoefficients<V>&, typename V::Value& largest) {
             largest = V::largest_magnitude(largest, quantize_load<V, decltype(full)::value>(job.x + i, count));
+            return largest;
         },
-        [](double a, double b) { return b > a || b != b ? b : a; });
+        [](int64_t, int, auto, typename V::Value) {}, [](double a, double b) { return b > a || b != b ? b : a; });
 }
 
 template <class V, typename T = typename V::Scalar>
