@@ -1,7 +1,8 @@
 """Fake quantization at the activations and weights of ResNet-18, against torch's own operators and torch.compile.
 
-Baselines: the same formulas, forward and backward each written out for torch.compile (which spares it autograd), and
-for "lsq" torch's learnable fake quantization. Beside them torch copies as many bytes as the pass has to move, in the
+Baselines: the same formulas by torch.compile, forward and backward each written out (which spares it autograd) and, for
+backward, as autograd derives it from the reference; the formulas without compiling; for "lsq" torch's learnable fake
+quantization. Beside them torch copies as many bytes as the pass has to move, in the
 same rounds: one read and one write forward, two reads and one write backward. That is the bound of each row.
 """
 
@@ -121,6 +122,10 @@ def candidates(shape: Shape, name: str) -> dict[str, Callable[[], object]]:
     plain, plain_scale = x.detach(), along.detach()
     found["ours"] = lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True)
     found["compiled"] = lambda: compiled_backward(dy, plain, plain_scale)
+    with torch._functorch.config.patch(donated_buffer=False):  # for retain_graph
+        derived = torch.compile(sk.fake_quantize_reference, dynamic=False)(x, *arguments, axis=shape.axis)
+        torch.autograd.grad(derived, inputs, dy, retain_graph=True)
+    found["compiled autograd"] = lambda: torch.autograd.grad(derived, inputs, dy, retain_graph=True)
     found["eager"] = lambda: backward(shape, dy, plain, plain_scale)
     if shape.method == "lsq":
         theirs = torch_lsq(shape, x, learned)

@@ -44,7 +44,7 @@ def fake_quantize(
     bits: 1 to 8. signed: codes from −2^(bits−1) to 2^(bits−1) − 1 instead of 0 to 2^bits − 1, "lsq" only.
     method, and what is `learned` there, in the dtype of x:
         "dorefa", for weights: None. dx = dy (1 − tanh² x) / max|tanh x|, the maximum taken as a constant. Where all
-            of x is zero, r is 1/2 and dx 0.
+            of x is zero (or below the normal numbers), r is 1/2 and dx 0.
         "pact", for activations: the clip α > 0. dx = dy where 0 < x < α, else 0; dα = Σ dy where x ≥ α.
         "lsq": the step s > 0. With v = x / s, and low and high less z: dx = dy where low ≤ v ≤ high, else 0;
             ds = g Σ dy · (low where v ≤ low, high where v ≥ high, else round(v) − v), g = 1 / √(N · high of the codes),
@@ -66,7 +66,13 @@ def fake_quantize(
     if backend == "reference":
         return reference(call)
     plain, scale = _is_plain(call), _scale(call)
-    apply = _Eager.apply if plain else torch.ops.spos_kernels.fake_quantize
+    apply: Any
+    if not plain:
+        apply = torch.ops.spos_kernels.fake_quantize
+    elif torch.is_grad_enabled() and (call.x.requires_grad or scale.requires_grad):
+        apply = _Eager.apply
+    else:
+        apply = kernels.forward  # what autograd.Function costs is as much as the kernel on a small map
     return apply(call.x, scale, call.zero_point, *call.quantizer, backend)
 
 

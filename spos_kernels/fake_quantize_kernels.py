@@ -82,8 +82,8 @@ def backward(
     dx, dscale = backward_fake(dy, x, scale, zero_point, bits, method, signed, axis, needs_dx, needs_dscale, backend)
     if not x.numel():
         return dx, dscale.zero_()
-    dense = dx if needs_dx else torch.empty_like(x, device="meta")
-    x, dy = laid_out_like(x, dense), laid_out_like(dy, dense)
+    x = laid_out_like(x, dx) if needs_dx else _dense(x)
+    dy = laid_out_like(dy, x)
     outputs = _flat(dx) if needs_dx else None, dscale if needs_dscale else None
     scale, zero_point = _read(scale, x), _read(zero_point, x)
     options = _options(x, Quantizer(bits, method, signed, axis))
@@ -113,7 +113,7 @@ def maximum(x: Tensor, axis: int | None) -> Tensor:
     result = maximum_fake(x, axis)
     if not x.numel():
         return result.zero_()
-    x = laid_out_like(x, torch.empty_like(x, device="meta"))
+    x = _dense(x)
     _C.fake_quantize_maximum(_flat(x), result, *_options(x, Quantizer(8, "dorefa", False, axis)))
     return result
 
@@ -129,6 +129,10 @@ def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.stride() == like.stride() or all(a == b or size == 1 for size, a, b in strides):
         return tensor
     return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype).copy_(tensor)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.is_contiguous() else laid_out_like(x, torch.empty_like(x, device="meta"))
 
 
 def _flat(dense: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def _codes(call: Call) -> tuple[Tensor, Tensor, Tensor]:
         others = [d for d in range(x.ndim) if d != axis]
         largest = tanh.abs().amax(others, keepdim=True) if x.numel() and others else tanh.abs()
         # Of a tensor of zeros: r = 1/2 and no gradient.
-        largest = largest.where(largest != 0, torch.inf)
+        largest = largest.where(~(largest < torch.finfo(x.dtype).smallest_normal), torch.inf)
         return (steps * (tanh / (2 * largest) + 0.5)).round(), largest, zero_point
     assert call.learned is not None
     scale = _along(call.learned.detach(), x, axis)

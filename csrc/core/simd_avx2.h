@@ -47,6 +47,7 @@ struct Avx2F32 {
     }
 
     using Mask = __m256;
+    static constexpr bool fused = true;  // multiply_add rounds once
     static Value multiply(Value a, Value b) { return _mm256_mul_ps(a, b); }
     static Value divide(Value a, Value b) { return _mm256_div_ps(a, b); }
     // Of two equal values, and where either is NaN: b.

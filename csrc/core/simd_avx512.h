@@ -28,7 +28,7 @@ struct Avx512F32 {
     static Value load_first(const float* from, int count) { return _mm512_maskz_loadu_ps(first(count), from); }
     static void store_first(float* to, Value value, int count) { _mm512_mask_storeu_ps(to, first(count), value); }
     // max(value, 0), NaN stays NaN.
-    static Value relu(Value value) { return _mm512_mask_max_ps(value, 0xffff, _mm512_setzero_ps(), value); }
+    static Value relu(Value value) { return _mm512_mask_max_ps(value, all, _mm512_setzero_ps(), value); }
     // value where condition > 0, else 0.
     static Value where_positive(Value condition, Value value) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition, _mm512_setzero_ps(), _CMP_GT_OQ), value);
@@ -47,14 +47,15 @@ struct Avx512F32 {
     }
 
     using Mask = __mmask16;
+    static constexpr bool fused = true;  // multiply_add rounds once
     static Value multiply(Value a, Value b) { return _mm512_mul_ps(a, b); }
     static Value divide(Value a, Value b) { return _mm512_div_ps(a, b); }
     // Of two equal values, and where either is NaN: b.
-    static Value minimum(Value a, Value b) { return _mm512_min_ps(a, b); }
-    static Value maximum(Value a, Value b) { return _mm512_max_ps(a, b); }
+    static Value minimum(Value a, Value b) { return _mm512_mask_min_ps(b, all, a, b); }
+    static Value maximum(Value a, Value b) { return _mm512_mask_max_ps(b, all, a, b); }
     // To the nearest integer, half to even; |value| below 2^22. NaN stays NaN.
     static Value round(Value value) {
-        return _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        return _mm512_mask_roundscale_ps(value, all, value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
     // False where either is NaN.
     static Mask less(Value a, Value b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
@@ -68,20 +69,24 @@ struct Avx512F32 {
     // max(largest, |value|) for largest >= 0; NaN, once met, stays. As integers, magnitudes have the same order.
     static Value largest_magnitude(Value largest, Value value) {
         return _mm512_castsi512_ps(
-            _mm512_max_epi32(_mm512_castps_si512(largest), _mm512_castps_si512(_mm512_abs_ps(value))));
+            _mm512_maskz_max_epi32(all, _mm512_castps_si512(largest), _mm512_castps_si512(_mm512_abs_ps(value))));
     }
     static Value tanh(Value value) { return tanh_polynomial<Avx512F32>(value); }
     // value * 2^exponent for an integral exponent and a result that is a normal number.
-    static Value times_power_of_two(Value value, Value exponent) { return _mm512_scalef_ps(value, exponent); }
+    static Value times_power_of_two(Value value, Value exponent) {
+        return _mm512_mask_scalef_ps(value, all, value, exponent);
+    }
     // Past the caches, to an address that is a multiple of the vector; fence() before others read it.
     static void stream(float* to, Value value) { _mm512_stream_ps(to, value); }
     static void fence() { _mm_sfence(); }
     // Integral values of which each fits into 8 bits, signed or not: the first `count`.
     static void store_bytes(uint8_t* to, Value value, int count) {
-        _mm512_mask_cvtepi32_storeu_epi8(to, first(count), _mm512_cvtps_epi32(value));
+        _mm512_mask_cvtepi32_storeu_epi8(to, first(count), _mm512_maskz_cvtps_epi32(all, value));
     }
 
   private:
+    // GCC 12 warns of uninitialised values inside of the forms without a mask.
+    static constexpr __mmask16 all = 0xffff;
     static __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
 };
 

@@ -67,6 +67,7 @@ struct Vector128 {
     }
 
     using Mask = decltype(Value{} < Value{});
+    static constexpr bool fused = false;
     static Value multiply(Value a, Value b) { return a * b; }
     static Value divide(Value a, Value b) { return a / b; }
     // Of two equal values, and where either is NaN: b.

@@ -53,18 +53,20 @@ class Call {
     }
 
     void set_coefficients(const FakeQuantize& shape, const T* scale, const T* zero_point) {
-        for (int64_t i = 0; i < job.plan.coefficients(); ++i) {
-            const int64_t channel = job.plan.channel(i);
-            T value = scale[channel];
-            if (shape.method == QuantizeMethod::dorefa && value == 0) value = std::numeric_limits<T>::infinity();
-            job.bound[i] = value;
-            job.divisor[i] = shape.method == QuantizeMethod::dorefa ? 2 * value
-                             : shape.method == QuantizeMethod::pact ? value / static_cast<T>(shape.high)
-                                                                    : value;
-            const T zero = zero_point ? zero_point[channel] : T(0);
+        for_coefficients([&](int64_t i, int64_t channel) {
+            const T value = scale[channel], zero = zero_point ? zero_point[channel] : T(0);
+            if (shape.method == QuantizeMethod::dorefa) {
+                // Factors of tanh(x) and dy; NaN stays NaN.
+                const bool zeros = value < std::numeric_limits<T>::min();
+                job.divisor[i] = zeros ? 0 : 1 / (2 * value);
+                job.bound[i] = zeros ? 0 : 1 / value;
+            } else {
+                job.divisor[i] = shape.method == QuantizeMethod::pact ? value / static_cast<T>(shape.high) : value;
+                job.bound[i] = value;
+            }
             job.low[i] = static_cast<T>(shape.low) - zero;
             job.high[i] = static_cast<T>(shape.high) - zero;
-        }
+        });
     }
 
     void write_past_caches_if_large(const T* output) {
@@ -88,8 +90,8 @@ class Call {
         if (plan.by_columns) {
             for (const double* row = sums_ + plan.columns; row < sums_ + plan.sums(); row += plan.columns)
                 for (int64_t i = 0; i < plan.columns; ++i) sums_[i] = combine(sums_[i], row[i]);
-            for (int64_t i = 0; i < plan.columns; ++i)
-                totals_[plan.channel(i)] = combine(totals_[plan.channel(i)], sums_[i]);
+            for_coefficients(
+                [&](int64_t i, int64_t channel) { totals_[channel] = combine(totals_[channel], sums_[i]); });
         } else {
             const int64_t rows = plan.size / (plan.run * plan.channels);
             const double* next = sums_;
@@ -105,6 +107,15 @@ class Call {
     const FakeQuantizeBody<T> body;
 
   private:
+    // Calls visit(index of a coefficient, its channel) for all of them.
+    template <typename Visit>
+    void for_coefficients(const Visit& visit) const {
+        const int64_t count = job.plan.coefficients(), run = job.plan.by_columns ? job.plan.run : 1;
+        for (int64_t i = 0; i < count;)
+            for (int64_t channel = 0; channel < job.plan.channels; ++channel)
+                for (const int64_t end = i + run; i < end; ++i) visit(i, channel);
+    }
+
     double *sums_, *totals_;
 };
 

@@ -22,8 +22,8 @@ namespace spos {
 enum class QuantizeMethod { dorefa, pact, lsq };
 
 // x is `outer` times `channels` times `inner` adjacent elements in memory, at least one; y, dy, dx and codes lie as x
-// does. Every channel has a scale: m, a or s; for the whole tensor there is one channel. A scale of 0 in dorefa stands
-// for a channel of zeros: r is 1/2 then, and dx 0. low, high: the codes' limits.
+// does. Every channel has a scale: m, a or s; for the whole tensor there is one channel. A scale of 0 in dorefa, or
+// one below the normal numbers, stands for a channel of zeros: r is 1/2 then, and dx 0. low, high: the codes' limits.
 struct FakeQuantize {
     QuantizeMethod method;
     int low, high;

@@ -47,9 +47,12 @@ SPOS_INLINE void quantize_store(typename V::Scalar* to, typename V::Value value,
         V::store(to, value);
 }
 
-// Combine(sum, term) adds lane sums up; Visit(i, count, full, coefficients, sum) handles the vector at element i.
-template <class V, bool Sums, typename Visit, typename Reduce, typename T = typename V::Scalar>
-SPOS_INLINE void visit_run(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit, const Reduce& reduce) {
+// Visit(i, count, full, coefficients, sum) returns what becomes of the vector at element i, Store(i, count, full,
+// result) writes it. Vectors are read four at a time before any is written: where input and output lie alike within
+// their pages, a load would wait for a store that only looks like one to the same address.
+template <class V, bool Sums, typename Visit, typename Store, typename Reduce, typename T = typename V::Scalar>
+SPOS_INLINE void visit_run(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit, const Store& store,
+                           const Reduce& reduce) {
     const FakeQuantizePlan& plan = job.plan;
     const int64_t run = piece / plan.splits, start = piece % plan.splits * plan.run_piece;
     const int64_t length = plan.run - start < plan.run_piece ? plan.run - start : plan.run_piece;
@@ -58,8 +61,20 @@ SPOS_INLINE void visit_run(const FakeQuantizeJob<T>& job, int64_t piece, const V
                                     V::broadcast(job.high + channel), V::broadcast(job.bound + channel)};
     typename V::Value sum = V::zero();
     int64_t i = end - length;
-    for (; i + V::lanes <= end; i += V::lanes) visit(i, V::lanes, QuantizeFlag<true>{}, k, sum);
-    if (i < end) visit(i, static_cast<int>(end - i), QuantizeFlag<false>{}, k, sum);
+    constexpr int vectors = 4, together = vectors * V::lanes;
+    for (; i + together <= end; i += together) {
+        typename V::Value result[vectors];
+        SPOS_UNROLL
+        for (int v = 0; v < vectors; ++v) result[v] = visit(i + v * V::lanes, V::lanes, QuantizeFlag<true>{}, k, sum);
+        SPOS_UNROLL
+        for (int v = 0; v < vectors; ++v) store(i + v * V::lanes, V::lanes, QuantizeFlag<true>{}, result[v]);
+    }
+    for (; i + V::lanes <= end; i += V::lanes)
+        store(i, V::lanes, QuantizeFlag<true>{}, visit(i, V::lanes, QuantizeFlag<true>{}, k, sum));
+    if (i < end) {
+        const int count = static_cast<int>(end - i);
+        store(i, count, QuantizeFlag<false>{}, visit(i, count, QuantizeFlag<false>{}, k, sum));
+    }
     if constexpr (Sums) {
         T lanes[V::lanes];
         V::store(lanes, sum);
@@ -69,43 +84,74 @@ SPOS_INLINE void visit_run(const FakeQuantizeJob<T>& job, int64_t piece, const V
     }
 }
 
-template <class V, bool Sums, typename Visit, typename T = typename V::Scalar>
-SPOS_INLINE void visit_block(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit) {
+// Some columns of `count` rows from `row` on: Vectors whole vectors, or one of `lanes` elements. Their coefficients and
+// sums stay in registers.
+template <class V, bool Sums, int Vectors, bool Full, typename Visit, typename Store, typename T = typename V::Scalar>
+SPOS_INLINE void visit_columns(const FakeQuantizeJob<T>& job, int64_t row, int64_t count, int64_t column, int lanes,
+                               T* sums, const Visit& visit, const Store& store) {
+    QuantizeCoefficients<V> k[Vectors];
+    typename V::Value sum[Vectors], result[Vectors];
+    SPOS_UNROLL
+    for (int v = 0; v < Vectors; ++v) {
+        const int64_t at = column + v * V::lanes;
+        k[v] = {V::load(job.divisor + at), V::load(job.low + at), V::load(job.high + at), V::load(job.bound + at)};
+        sum[v] = V::zero();
+        if constexpr (Sums) sum[v] = V::load(sums + v * V::lanes);
+    }
+    for (int64_t i = row * job.plan.columns + column; count > 0; --count, i += job.plan.columns) {
+        SPOS_UNROLL
+        for (int v = 0; v < Vectors; ++v)
+            result[v] = visit(i + v * V::lanes, lanes, QuantizeFlag<Full>{}, k[v], sum[v]);
+        SPOS_UNROLL
+        for (int v = 0; v < Vectors; ++v) store(i + v * V::lanes, lanes, QuantizeFlag<Full>{}, result[v]);
+    }
+    SPOS_UNROLL
+    for (int v = 0; v < Vectors; ++v)
+        if constexpr (Sums) V::store(sums + v * V::lanes, sum[v]);
+}
+
+// Some rows at a time, and within them 4 vectors of columns after another. Fewer rows where they are long: the
+// processor asks memory ahead for lines that follow each other.
+template <class V, bool Sums, typename Visit, typename Store, typename T = typename V::Scalar>
+SPOS_INLINE void visit_block(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit, const Store& store) {
+    constexpr int vectors = 4, together = vectors * V::lanes;
     const FakeQuantizePlan& plan = job.plan;
-    const int64_t first_row = piece / plan.splits * plan.rows, first = piece % plan.splits * plan.most_columns;
-    const int64_t width = plan.columns - first < plan.most_columns ? plan.columns - first : plan.most_columns;
+    const int64_t columns = plan.columns, first = piece % plan.splits * plan.most_columns;
+    const int64_t width = columns - first < plan.most_columns ? columns - first : plan.most_columns;
     alignas(64) T sums[plan.most_columns + V::lanes];
     if constexpr (Sums)
-        for (int64_t c = 0; c < width; ++c) sums[c] = 0;
-    for (int64_t row = first_row; row < first_row + plan.rows; ++row) {
-        const int64_t begin = row * plan.columns + first;
-        const int64_t end = begin + width < plan.size ? begin + width : plan.size;
-        const auto step = [&](int64_t i, int count, auto full) {
-            const int64_t at = first + i - begin;
-            const QuantizeCoefficients<V> k{V::load(job.divisor + at), V::load(job.low + at), V::load(job.high + at),
-                                            V::load(job.bound + at)};
-            typename V::Value sum = V::zero();
-            if constexpr (Sums) sum = V::load(sums + (i - begin));
-            visit(i, count, full, k, sum);
-            if constexpr (Sums) V::store(sums + (i - begin), sum);
-        };
-        int64_t i = begin;
-        for (; i + V::lanes <= end; i += V::lanes) step(i, V::lanes, QuantizeFlag<true>{});
-        if (i < end) step(i, static_cast<int>(end - i), QuantizeFlag<false>{});
+        for (int64_t c = 0; c < width + V::lanes; ++c) sums[c] = 0;
+    const int64_t whole_rows = plan.size / columns, most = width <= together ? plan.rows : width <= 256 ? 16 : 4;
+    int64_t row = piece / plan.splits * plan.rows;
+    const int64_t end = row + plan.rows;
+    while (row < end && row * columns + first < plan.size) {
+        // The last row of all may be shorter, and comes alone.
+        const int64_t left = (end < whole_rows ? end : whole_rows) - row;
+        const int64_t count = left <= 0 ? 1 : left < most ? left : most;
+        const int64_t rest = plan.size - row * columns - first, length = left <= 0 && rest < width ? rest : width;
+        int64_t c = 0;
+        for (; c + together <= length; c += together)
+            visit_columns<V, Sums, vectors, true>(job, row, count, first + c, V::lanes, sums + c, visit, store);
+        for (; c + V::lanes <= length; c += V::lanes)
+            visit_columns<V, Sums, 1, true>(job, row, count, first + c, V::lanes, sums + c, visit, store);
+        if (c < length)
+            visit_columns<V, Sums, 1, false>(job, row, count, first + c, static_cast<int>(length - c), sums + c, visit,
+                                             store);
+        row += count;
     }
     if constexpr (Sums) {
-        double* to = job.sums + piece / plan.splits * plan.columns + first;
+        double* to = job.sums + piece / plan.splits * columns + first;
         for (int64_t c = 0; c < width; ++c) to[c] = static_cast<double>(sums[c]);
     }
 }
 
-template <class V, bool Sums, typename Visit, typename Reduce, typename T = typename V::Scalar>
+template <class V, bool Sums, typename Visit, typename Store, typename Reduce, typename T = typename V::Scalar>
 SPOS_INLINE void visit_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end, const Visit& visit,
-                              const Reduce& reduce) {
+                              const Store& store, const Reduce& reduce) {
     if (job.plan.by_columns)
-        for (int64_t piece = begin; piece < end; ++piece) visit_block<V, Sums>(job, piece, visit);
+        for (int64_t piece = begin; piece < end; ++piece) visit_block<V, Sums>(job, piece, visit, store);
     else
-        for (int64_t piece = begin; piece < end; ++piece) visit_run<V, Sums>(job, piece, visit, reduce);
+        for (int64_t piece = begin; piece < end; ++piece) visit_run<V, Sums>(job, piece, visit, store, reduce);
 }
 
 constexpr auto add_up = [](double a, double b) { return a + b; };
@@ -114,15 +160,25 @@ constexpr auto add_up = [](double a, double b) { return a + b; };
 template <class V, QuantizeMethod method>
 SPOS_INLINE typename V::Value rounded(typename V::Value x, const QuantizeCoefficients<V>& k, typename V::Value levels) {
     if constexpr (method == QuantizeMethod::dorefa) {
-        const auto r = V::add(V::divide(V::tanh(x), k.divisor), quantize_constant<V>(0.5));
+        const auto r = V::multiply_add(V::tanh(x), k.divisor, quantize_constant<V>(0.5));
         return V::round(V::multiply(levels, r));
     } else {
         return V::round(V::maximum(k.low, V::minimum(k.high, V::divide(x, k.divisor))));
     }
 }
 
+// a / b to the bit for the integers of dorefa, from b's reciprocal: the remainder of the first product corrects it.
+template <class V>
+SPOS_INLINE typename V::Value small_quotient(typename V::Value a, typename V::Value b, typename V::Value reciprocal) {
+    if constexpr (!V::fused) return V::divide(a, b);
+    const auto quotient = V::multiply(a, reciprocal);
+    const auto rest = V::multiply_add(V::subtract(V::zero(), quotient), b, a);
+    return V::multiply_add(rest, reciprocal, quotient);
+}
+
 template <class V, QuantizeMethod method, bool Stream, typename T = typename V::Scalar>
 void forward_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) {
+    const auto reciprocal = quantize_constant<V>(1.0 / job.levels);
     const auto levels = quantize_constant<V>(job.levels);
     visit_pieces<V, false>(
         job, begin, end,
@@ -130,10 +186,12 @@ void forward_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) {
             constexpr bool whole = decltype(full)::value;
             const auto code = rounded<V, method>(quantize_load<V, whole>(job.x + i, count), k, levels);
             if constexpr (method == QuantizeMethod::dorefa)
-                quantize_store<V, whole, Stream>(job.y + i, V::divide(V::subtract(V::add(code, code), levels), levels),
-                                                 count);
+                return small_quotient<V>(V::subtract(V::add(code, code), levels), levels, reciprocal);
             else
-                quantize_store<V, whole, Stream>(job.y + i, V::multiply(code, k.divisor), count);
+                return V::multiply(code, k.divisor);
+        },
+        [&](int64_t i, int count, auto full, typename V::Value y) {
+            quantize_store<V, decltype(full)::value, Stream>(job.y + i, y, count);
         },
         add_up);
     if (Stream) V::fence();
@@ -147,8 +205,9 @@ void codes_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) {
         [&](int64_t i, int count, auto full, const QuantizeCoefficients<V>& k, typename V::Value&) {
             auto code = rounded<V, method>(quantize_load<V, decltype(full)::value>(job.x + i, count), k, levels);
             if constexpr (method == QuantizeMethod::lsq) code = V::add(code, V::subtract(lowest, k.low));
-            V::store_bytes(job.codes + i, V::maximum(code, lowest), count);  // NaN: the lowest
+            return V::maximum(code, lowest);  // NaN: the lowest
         },
+        [&](int64_t i, int count, auto, typename V::Value code) { V::store_bytes(job.codes + i, code, count); },
         add_up);
 }
 
@@ -166,7 +225,7 @@ void backward_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) 
             if constexpr (method == QuantizeMethod::dorefa) {
                 const Value tanh = V::tanh(x);
                 const Value slope = V::multiply_add(V::subtract(zero, tanh), tanh, one);
-                dx = V::multiply(V::divide(dy, k.bound), slope);
+                dx = V::multiply(V::multiply(dy, k.bound), slope);
             } else if constexpr (method == QuantizeMethod::pact) {
                 dx = V::select(V::both(V::less(zero, x), V::less(x, k.bound)), dy, zero);
                 if constexpr (Sums) sum = V::add(sum, V::select(V::less_equal(k.bound, x), dy, zero));
@@ -180,7 +239,10 @@ void backward_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) 
                     sum = V::multiply_add(dy, coefficient, sum);
                 }
             }
-            if (needs_dx) quantize_store<V, whole, Stream>(job.dx + i, dx, count);
+            return dx;
+        },
+        [&](int64_t i, int count, auto full, Value dx) {
+            if (needs_dx) quantize_store<V, decltype(full)::value, Stream>(job.dx + i, dx, count);
         },
         add_up);
     if (Stream) V::fence();
@@ -192,8 +254,9 @@ void maximum_pieces(const FakeQuantizeJob<T>& job, int64_t begin, int64_t end) {
         job, begin, end,
         [&](int64_t i, int count, auto full, const QuantizeCoefficients<V>&, typename V::Value& largest) {
             largest = V::largest_magnitude(largest, quantize_load<V, decltype(full)::value>(job.x + i, count));
+            return largest;
         },
-        [](double a, double b) { return b > a || b != b ? b : a; });
+        [](int64_t, int, auto, typename V::Value) {}, [](double a, double b) { return b > a || b != b ? b : a; });
 }
 
 template <class V, typename T = typename V::Scalar>

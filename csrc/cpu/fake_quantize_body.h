@@ -28,23 +28,22 @@ struct FakeQuantizePlan {
     int64_t sums() const;
     // Coefficients: one a channel or one a column.
     int64_t coefficients() const { return by_columns ? columns : channels; }
-    int64_t channel(int64_t coefficient) const { return by_columns ? coefficient / run % channels : coefficient; }
 };
 
 // One call. Arrays of coefficients are padded with ones to a multiple of 16.
 template <typename T>
 struct FakeQuantizeJob {
     FakeQuantizePlan plan;
-    QuantizeMethod method;
-    int lowest_code, levels;  // levels: n
-    const T *x, *dy;
-    T *y, *dx;
-    uint8_t* codes;
-    T* divisor;     // s, or 2m
-    T *low, *high;  // of the codes less the zero point
-    T* bound;       // a, or m
-    double* sums;   // null if they are not asked for
-    bool stream;    // y or dx goes past the caches
+    QuantizeMethod method = QuantizeMethod::dorefa;
+    int lowest_code = 0, levels = 0;  // levels: n
+    const T *x = nullptr, *dy = nullptr;
+    T *y = nullptr, *dx = nullptr;
+    uint8_t* codes = nullptr;
+    T* divisor = nullptr;               // s, or the factor 1/2m
+    T *low = nullptr, *high = nullptr;  // of the codes less the zero point
+    T* bound = nullptr;                 // a, or 1/m
+    double* sums = nullptr;             // null if they are not asked for
+    bool stream = false;                // y or dx goes past the caches
 };
 
 // Each handles the pieces from begin to end. `tanh` is the function that the others use, in place.
