@@ -12,7 +12,7 @@ from spos_kernels.fake_quantize import fake_quantize, fake_quantize_reference, q
 from spos_kernels.gradient_sink import GradientSink, sliced_parameter
 from spos_kernels.lowbit_conv2d import lowbit_conv2d, lowbit_conv2d_reference
 from spos_kernels.lowbit_matmul import lowbit_matmul, lowbit_matmul_reference
-from spos_kernels.lowbit_plans import lowbit_plans
+from spos_kernels.lowbit_methods import lowbit_plans
 from spos_kernels.lowbit_products import Quantizer
 from spos_kernels.packing import (
     PackedWeight,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spos_kernels import _C
 from spos_kernels.backends import ISA, threads_for
-from spos_kernels.lowbit_plans import Key, choose
+from spos_kernels.lowbit_methods import Key, choose
 from spos_kernels.packing import PackedWeight, check_bits, unpack_weight
 
 __all__ = ["Quantizer"]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lowbit_support import ISAS, Draws, force, poisoned, run_everywhere, same
 
 import spos_kernels as sk
-from spos_kernels import _C, lowbit_plans, lowbit_products
+from spos_kernels import _C, lowbit_methods, lowbit_products
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_an_empty_batch_gives_an_empty_result() -> None:
 
 
 def test_plans_are_measured_once_and_can_be_read() -> None:
-    lowbit_plans._plans.clear()
+    lowbit_methods._plans.clear()
     weight = sk.pack_weight(Draws(0).codes(1, 8, 64, 3, 3), 1, scale=torch.ones(8))
     x = Draws(1).codes(1, 1, 64, 6, 6)
     options: dict[str, Any] = {"x_quantizer": sk.Quantizer(1.0, 1), "padding": 1}
@@ -126,9 +126,9 @@ def test_plans_are_measured_once_and_can_be_read() -> None:
     plans = sk.lowbit_plans()
     (name,) = plans
     assert name.startswith(f"conv 1x64x6x6 to 8, 3x3, padding 1x1, w1a1, {sk.isa()}, ")
-    before = dict(lowbit_plans._plans)
+    before = dict(lowbit_methods._plans)
     sk.lowbit_conv2d(x, weight, **options)
-    assert lowbit_plans._plans == before
+    assert lowbit_methods._plans == before
     assert "dots" in next(iter(plans.values())) and "bits" in next(iter(plans.values()))
 
 

@@ -39,8 +39,8 @@ def test_random_calls_equal_the_reference(isa: _C.Isa, seed: int, monkeypatch: p
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("method", ["dots", "row", "bits"])
 def test_the_longest_sums_are_exact(isa: _C.Isa, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """65,793 products of 255 by -128, and 33,025 of 255 by 255, are the last that 32 bits hold; with other zeros, results
-    are wider than that.
+    """65,793 products of 255 by -128, or 33,025 of 255 by 255, are the last that 32 bits hold; other zeros give results
+    that are wider.
     """
     size = 65793 if method == "dots" else 33025
     force(monkeypatch, isa, method)
