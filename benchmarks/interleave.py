@@ -31,9 +31,16 @@ class Spread:
 
 @dataclass
 class Interleaved:
-    """Candidates by name, timed in turn. Call `round()` as often as wanted; the first rounds may be dropped."""
+    """Candidates by name, timed in turn. Call `round()` as often as wanted; the first rounds may be dropped.
+
+    pause, warm_up: seconds of rest before each turn, and of calls before the one that is timed, for candidates with
+    thread pools of their own: idle threads go on spinning for a while, on the cores of whoever is next, and a
+    pool that has rested needs some calls until its threads spin again.
+    """
 
     candidates: dict[str, Callable[[], object]]
+    pause: float = 0.0
+    warm_up: float = 0.0
     times: dict[str, list[float]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -44,7 +51,11 @@ class Interleaved:
 
     def round(self) -> None:
         for name, candidate in self.candidates.items():
+            time.sleep(self.pause)
+            end = time.perf_counter() + self.warm_up
             candidate()
+            while time.perf_counter() < end:
+                candidate()
             start = time.perf_counter()
             candidate()
             self.times[name].append(time.perf_counter() - start)

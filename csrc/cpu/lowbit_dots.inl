@@ -6,7 +6,8 @@
 // Method    As in gemm.inl: a register tile of rows x vectors, for four k at once: vectors of B are loaded and meet a
 //           broadcast of four bytes of each row of A. B is unpacked into panels for each call, a hundredth of the work
 //           from some hundred rows on: the weights in memory stay as small as their bits.
-// Blocks    k is cut so that a panel's block of B stays in L1; C's sums wait in the caller's buffer.
+// Blocks    A panel of B stays in L2 and streams from there, asked for some steps ahead: cutting k so that it fits L1
+//           costs more in sums that are stored and loaded again. Only panels beyond that are cut.
 #pragma once
 
 #include <algorithm>
@@ -39,6 +40,8 @@ void dot_tile(const DotProduct& call, int64_t row, int64_t first, int64_t steps)
         typename V::Bytes column[NV];
         SPOS_UNROLL
         for (int j = 0; j < NV; ++j) column[j] = V::bytes(b + j * V::lanes * 4);
+        SPOS_UNROLL
+        for (int j = 0; j < NV; ++j) __builtin_prefetch(b + 4 * b_step + j * V::lanes * 4);  // from L2
         SPOS_UNROLL
         for (int r = 0; r < MR; ++r) {
             const auto value = V::quad(a[r / 3] + r % 3 * a_m);
