@@ -138,8 +138,8 @@ def candidates(shape: Shape, name: str) -> dict[str, Callable[[], object]]:
     "shape", [pytest.param(s, marks=[] if s in SUBSET else pytest.mark.full, id=str(s)) for s in SHAPES]
 )
 def test_fake_quantize(benchmark: BenchmarkFixture, report: Report, shape: Shape, name: str) -> None:
-    interleaved = Interleaved(candidates(shape, name))
-    rounds = interleaved.rounds_in(seconds=1.5)
+    interleaved = Interleaved(candidates(shape, name), warm_up=0.01)
+    rounds = interleaved.rounds_in(seconds=2.5)
     benchmark.pedantic(interleaved.round, rounds=rounds, warmup_rounds=0)
     spreads = interleaved.spreads()
     row = Row(
