@@ -4,10 +4,9 @@
 //           and one for that of the weight (wgrad).
 // Method    From the last convolution to the first, "dn" being the gradient of a normalised output, "dz" that of a
 //           convolution's output, g that of what ReLU let through:
-//             pointwise   dz = norm_backward(g) is made a piece of rows at a time, and while the piece is in cache it
-//             is
-//                         multiplied by the weight (dn of the previous convolution, or dx) and, where weights are few,
-//                         by the piece's inputs (wgrad).
+//             pointwise   dz = norm_backward(g) is made a piece of rows at a time, and multiplied while it is in cache:
+//                         by the weight (dn of the previous convolution, or dx) and, where weights are few, by the
+//                         piece's inputs (wgrad).
 //             depthwise   a piece of dz = norm_backward(dn) and of the input, relu(norm(z)), are made in L2; wgrad and
 //                         dgrad read them there, and g of the previous convolution is masked and summed on the spot.
 //           The two sums over pixels that batch normalisation needs come for free: after a depthwise convolution from
@@ -15,26 +14,11 @@
 //           sum_p dn[p, i] * z[p, i] = sum_o weight[o, i] * (sum_p dz[p, o] * z[p, i]), and the bracket is what wgrad
 //           computes. Only the block's own dy needs a reduction of its own.
 #include "cpu/choice_block.h"
+#include "cpu/choice_block_gradient.h"
 #include "cpu/choice_block_parts.h"
 
 namespace spos {
 namespace {
-
-// How a pointwise wgrad is cut: parts of the pixels, each with sums of its own, x groups of output channels.
-struct WgradCut {
-    Parts parts;
-    int64_t groups;
-    bool at_once;  // in the loop that makes dz
-};
-
-WgradCut wgrad_cut(int64_t pixels, int64_t inputs, int64_t outputs) {
-    constexpr int64_t tasks = 16;
-    // Combining the parts should cost less than reading the operands.
-    const int64_t affordable = pixels * (inputs + outputs) / (2 * inputs * outputs);
-    const int64_t parts = std::clamp<int64_t>(std::min(pixels / 256, affordable), 1, tasks);
-    const int64_t groups = std::clamp<int64_t>(tasks / parts, 1, std::max<int64_t>(1, outputs / 8));
-    return {{pixels, parts}, groups, parts >= tasks / 2};
-}
 
 template <typename T>
 class Backward {
@@ -60,50 +44,21 @@ class Backward {
     }
 
   private:
-    // A layer on the way back: its batch normalisation, and the sums over pixels of g (or dn) and of g * (z - mean).
-    struct Layer {
-        NormVectors<T> norm;
-        NormGradient<T> gradient;
-        T *alpha, *beta, *gamma, *sum, *product;
-    };
+    using Layer = GradientLayer<T>;
 
     Layer take_layer(const ConvNorm<T>& layer) {
-        Layer result{};
-        result.norm = take_norm<T>(arena_, layer.outputs);
-        result.alpha = arena_.take<T>(layer.outputs);
-        result.beta = arena_.take<T>(layer.outputs);
-        result.gamma = arena_.take<T>(layer.outputs);
-        result.sum = arena_.take<T>(layer.outputs);
-        result.product = arena_.take<T>(layer.outputs);
-        result.gradient = {result.alpha, result.beta, result.gamma};
+        const Layer result = take_gradient_layer<T>(arena_, layer.outputs);
         if (!counting_) prepare_norm(layer, block_.eps, result.norm);
         return result;
     }
 
-    // From the sums: the coefficients of norm_backward, dgamma and dbeta.
-    void finish_layer(const ConvNorm<T>& layer, const Layer& own, int64_t pixels) {
-        const double share = block_.training ? 1.0 / static_cast<double>(pixels) : 0;
-        for (int64_t c = 0; c < layer.outputs; ++c) {
-            const double scale = own.norm.scale[c], inverse = own.norm.inverse[c];
-            own.alpha[c] = own.norm.scale[c];
-            own.beta[c] = static_cast<T>(-scale * inverse * inverse * own.product[c] * share);
-            own.gamma[c] = static_cast<T>(-scale * own.sum[c] * share);
-            if (layer.dgamma) layer.dgamma[c] = static_cast<T>(inverse * own.product[c]);
-            if (layer.dbeta) layer.dbeta[c] = own.sum[c];
-        }
-    }
-
-    // Adds up [part][channels], parts part_stride apart, in the order of the parts.
-    void add_parts(const T* from, int64_t parts, int64_t part_stride, int64_t channels, T* to) {
-        std::fill(totals_, totals_ + channels, 0.0);
-        for (int64_t part = 0; part < parts; ++part)
-            for (int64_t c = 0; c < channels; ++c) totals_[c] += from[part * part_stride + c];
-        for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<T>(totals_[c]);
+    void finish_layer(const ConvNorm<T>& layer, const Layer& own, int64_t pixels) const {
+        finish_gradient(layer, own, block_.training ? 1.0 / static_cast<double>(pixels) : 0);
     }
 
     void combine_parts(const T* sums, int64_t parts, int64_t channels, const Layer& own) {
-        add_parts(sums, parts, 2 * channels, channels, own.sum);
-        add_parts(sums + channels, parts, 2 * channels, channels, own.product);
+        add_parts(sums, parts, 2 * channels, channels, totals_, own.sum);
+        add_parts(sums + channels, parts, 2 * channels, channels, totals_, own.product);
     }
 
     // dy_channel: where the chain's output starts in dy. add: dx holds another chain's gradient already.
@@ -240,7 +195,7 @@ class Backward {
             }
             return;
         }
-        add_parts(dz_sums, parts.count, outputs, outputs, dz_sum);
+        add_parts(dz_sums, parts.count, outputs, outputs, totals_, dz_sum);
         if (!at_once) {
             parallel_for(cut.parts.count * cut.groups, threads_, [&](int64_t begin, int64_t end) {
                 for (int64_t task = begin; task < end; ++task) {
@@ -257,13 +212,6 @@ class Backward {
             });
         }
         combine_wgrad(place, previous, partial, cut.parts.count, dz_sum, centre);
-    }
-
-    static bool is_far_from_zero(const ConvNorm<T>& layer) {
-        constexpr T most = 16;  // mean^2 / variance
-        for (int64_t c = 0; c < layer.outputs; ++c)
-            if (layer.mean[c] * layer.mean[c] > most * layer.variance[c]) return true;
-        return false;
     }
 
     Pixels<const T> input_of(const Place<T>& place, int64_t row) const {
