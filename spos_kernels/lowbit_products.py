@@ -11,7 +11,7 @@ stay whole, and the scale halved.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import ISA, threads_for
+from spos_kernels.backends import ISA, is_plain, threads_for
+from spos_kernels.library import register
 from spos_kernels.lowbit_methods import Key, choose
 from spos_kernels.packing import PackedWeight, check_bits, unpack_weight
 
@@ -77,13 +78,10 @@ class Call(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What the extension is told of a call, beside its tensors; the same for all calls alike."""
+    """What follows from the sizes of a call: of its result, the methods that can run it, the threads for it."""
 
     rows: int
     columns: int
-    sizes: tuple[int, ...]
-    numbers: tuple[int, ...]
-    scales: tuple[float | None, ...]
     methods: tuple[str, ...]
     threads: int
     key: Key
@@ -91,68 +89,112 @@ class Prepared(NamedTuple):
 
 def run(call: Call) -> list[Tensor]:
     """Run a checked call on the kernels; the results as rows of pixels."""
-    weight, out = call.weight, call.out
-    how = _prepare(call.geometry, call.quantizer, call.x.dtype == torch.float32, weight.bits, weight.sums.shape[0],
-                   weight.doubled, call.residual_quantizer, out, torch.get_num_threads())  # fmt: skip
-    multiplier = weight.multiplier(call.quantizer.scale)
-    sums = y = codes = None
-    if multiplier is None:
-        sums = torch.empty(how.rows, how.columns, dtype=torch.int64)
-    else:
-        if out is not None:
-            codes = torch.empty(how.rows, how.columns, dtype=torch.uint8)
-        if out is None or call.keep:
-            y = torch.empty(how.rows, how.columns)
-    tensors = (call.x, weight.packed, weight.sums, weight.twice_zero, multiplier, call.bias, call.residual, sums, y,
-               codes)  # fmt: skip
-    options = (how.sizes, how.numbers, how.scales, call.relu)
+    weight, quantizer, beside, out = call.weight, call.quantizer, call.residual_quantizer, call.out
+    geometry = call.geometry
+    sizes = (*geometry[:8], *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation)
+    numbers = (quantizer.bits, quantizer.zero_point, weight.bits, int(weight.doubled), out.zero_point if out else 0,
+               out.bits if out else 8, beside.zero_point if beside else 0)  # fmt: skip
+    tensors = (call.x, weight.packed, weight.sums, weight.twice_zero, weight.multiplier(quantizer.scale), call.bias,
+               call.residual)  # fmt: skip
+    x_scale = quantizer.scale if call.x.dtype == torch.float32 else None
+    scales = (x_scale, beside.scale if beside else None, out.scale if out else None)
+    plain = is_plain(*(t for t in tensors if t is not None))
+    kernel = _kernel if plain else torch.ops.spos_kernels.lowbit_products
+    return list(kernel(*tensors, sizes, numbers, *scales, call.relu, call.keep))
+
+
+def _kernel(
+    x: Tensor,
+    packed: Tensor,
+    sums: Tensor,
+    twice_zero: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    sizes: Sequence[int],
+    numbers: Sequence[int],
+    x_scale: float | None,
+    residual_scale: float | None,
+    out_scale: float | None,
+    relu: bool,
+    keep: bool,
+) -> list[Tensor]:
+    sizes, numbers = tuple(sizes), tuple(numbers)
+    how = _prepare(sizes, numbers[0], numbers[2], sums.shape[0], torch.get_num_threads())
+    y_sums, y, codes = _results(x, how.rows, how.columns, multiplier is not None, out_scale is not None, keep)
+    tensors = (x, packed, sums, twice_zero, multiplier, bias, residual, y_sums, y, codes)
+    scales = (x_scale, residual_scale, out_scale)
 
     def work(method: int) -> None:
-        _C.lowbit_conv2d(*tensors, *options, method, ISA, how.threads)
+        _C.lowbit_conv2d(*tensors, sizes, numbers, scales, relu, method, ISA, how.threads)
 
     work(choose(how.key, how.methods, work))
-    return [t for t in (sums, y, codes) if t is not None]
+    return [t for t in (y_sums, y, codes) if t is not None]
+
+
+def _fake(
+    x: Tensor,
+    packed: Tensor,
+    sums: Tensor,
+    twice_zero: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    sizes: Sequence[int],
+    numbers: Sequence[int],
+    x_scale: float | None,
+    residual_scale: float | None,
+    out_scale: float | None,
+    relu: bool,
+    keep: bool,
+) -> list[Tensor]:
+    rows, columns = sizes[0] * sizes[3] * sizes[4], sizes[5] * sizes[7]
+    results = _results(x, rows, columns, multiplier is not None, out_scale is not None, keep)
+    return [t for t in results if t is not None]
+
+
+def _results(
+    x: Tensor, rows: int, columns: int, scaled: bool, coded: bool, keep: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return memory for the sums, the floats and the codes, of those that are wanted."""
+    if not scaled:
+        return x.new_empty((rows, columns), dtype=torch.int64), None, None
+    y = x.new_empty((rows, columns), dtype=torch.float32) if keep or not coded else None
+    return None, y, x.new_empty((rows, columns), dtype=torch.uint8) if coded else None
+
+
+register(
+    "lowbit_products",
+    "(Tensor x, Tensor packed, Tensor sums, Tensor twice_zero, Tensor? multiplier, Tensor? bias, Tensor? residual, "
+    "SymInt[] sizes, int[] numbers, float? x_scale, float? residual_scale, float? out_scale, bool relu, bool keep)",
+    _kernel,
+    _fake,
+    "Tensor[]",
+)
 
 
 @lru_cache(maxsize=4096)
-def _prepare(
-    geometry: Geometry,
-    quantizer: Quantizer,
-    floats: bool,
-    w_bits: int,
-    scale_groups: int,
-    doubled: bool,
-    beside: Quantizer | None,
-    out: Quantizer | None,
-    threads: int,
-) -> Prepared:
-    outputs = geometry.groups * geometry.outputs
-    pixels = geometry.batch * geometry.out_height * geometry.out_width
-    sizes = (*geometry[:8], *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation)
-    to = out or PLAIN
-    numbers = (quantizer.bits, quantizer.zero_point, w_bits, int(doubled), to.zero_point, to.bits,
-               beside.zero_point if beside else 0)  # fmt: skip
-    scales = (quantizer.scale if floats else None, beside.scale if beside else None, out.scale if out else None)
-    products = pixels * outputs * geometry.inputs * geometry.kernel[0] * geometry.kernel[1]
-    threads = min(threads, threads_for(products // 4))
-    methods = _methods(geometry, scale_groups, w_bits, quantizer.bits)
-    key = (*sizes, scale_groups, quantizer.bits, w_bits, ISA.name, threads)
-    return Prepared(pixels, outputs, sizes, numbers, scales, methods, threads, key)
+def _prepare(sizes: tuple[int, ...], x_bits: int, w_bits: int, scale_groups: int, threads: int) -> Prepared:
+    batch, _, _, out_height, out_width, groups, inputs, outputs, kernel_height, kernel_width = sizes[:10]
+    rows, columns = batch * out_height * out_width, groups * outputs
+    threads = min(threads, threads_for(rows * columns * inputs * kernel_height * kernel_width // 4))
+    methods = _methods(sizes, scale_groups, w_bits, x_bits)
+    return Prepared(rows, columns, methods, threads, (*sizes, scale_groups, x_bits, w_bits, ISA.name, threads))
 
 
-def _methods(geometry: Geometry, scale_groups: int, w_bits: int, x_bits: int) -> tuple[str, ...]:
+def _methods(sizes: tuple[int, ...], scale_groups: int, w_bits: int, x_bits: int) -> tuple[str, ...]:
     """Return the methods that can run a call and might be the fastest."""
-    if geometry.groups > 1 and geometry.inputs == 1 and geometry.outputs == 1:
+    batch, _, _, out_height, out_width, groups, inputs, outputs, kernel_height, kernel_width, *rest = sizes
+    if groups > 1 and inputs == 1 and outputs == 1:
         return ("dots",)  # a kernel of its own
+    if inputs * kernel_height * kernel_width * (2**x_bits - 1) * (2**w_bits - 1) >= 2**31:
+        return ("dots",)  # whose sums of codes less half are half as large
     most_products, most_rows = 4, 8
     methods = ["dots"]
-    products = geometry.inputs * geometry.kernel[0] * geometry.kernel[1]
-    if products * (2**x_bits - 1) * (2**w_bits - 1) >= 2**31:
-        return ("dots",)  # whose sums of codes less half are half as large
     if w_bits * x_bits <= most_products and scale_groups == 1:
         methods.append("bits")
-    same = geometry.kernel == geometry.stride == (1, 1) and geometry.padding == (0, 0) and geometry.groups == 1
-    if same and geometry.batch * geometry.out_height * geometry.out_width <= most_rows:
+    whole = (kernel_height, kernel_width, groups) == (1, 1, 1) and rest[:4] == [1, 1, 0, 0]
+    if whole and batch * out_height * out_width <= most_rows:
         methods.append("row")
     return tuple(methods)
 

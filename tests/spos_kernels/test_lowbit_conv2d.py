@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowbit_support import ISAS, Draws, force, poisoned, run_everywhere, same
+from torch._subclasses import FakeTensorMode
 
 import spos_kernels as sk
 from spos_kernels import _C, lowbit_methods, lowbit_products
@@ -130,6 +131,29 @@ def test_plans_are_measured_once_and_can_be_read() -> None:
     sk.lowbit_conv2d(x, weight, **options)
     assert lowbit_methods._plans == before
     assert "dots" in next(iter(plans.values())) and "bits" in next(iter(plans.values()))
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a")
+def test_compiled_and_fake_calls_go_through_an_operator() -> None:
+    draws = Draws(4)
+    x, weight = draws.codes(2, 2, 4, 5, 5), draws.weight(3, True, 6, 4, 3, 3)
+    options: dict[str, Any] = {"x_quantizer": sk.Quantizer(0.5, 2), "padding": 1, "bias": torch.randn(6)}
+    options |= {"out_quantizer": sk.Quantizer(0.4, 4), "keep_float": True}
+
+    def call(x: torch.Tensor) -> Any:
+        return sk.lowbit_conv2d(x, weight, **options)
+
+    assert same(torch.compile(call, fullgraph=True, backend="eager")(x), call(x))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        y, codes = call(mode.from_tensor(x))
+    assert (y.shape, y.dtype, codes.dtype) == ((2, 6, 5, 5), torch.float32, torch.uint8)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    rows = x.permute(0, 2, 3, 1).reshape(50, 4)
+    sizes, numbers = [2, 5, 5, 5, 5, 1, 4, 6, 3, 3, 1, 1, 1, 1, 1, 1], [2, 0, 3, int(weight.doubled), 0, 4, 0]
+    tensors = (rows, weight.packed, weight.sums, weight.twice_zero, weight.multiplier(0.5), None, None)
+    for multiplier, out_scale, keep in ((None, None, False), (tensors[4], 0.4, True), (tensors[4], None, False)):
+        arguments = (*tensors[:4], multiplier, None, None, sizes, numbers, None, None, out_scale, False, keep)
+        torch.library.opcheck(torch.ops.spos_kernels.lowbit_products.default, arguments)
 
 
 def test_use_backend_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
