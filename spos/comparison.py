@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -26,18 +26,21 @@ _BATCH = 64
 class Comparison:
     """Of a packed network with its child in float64, over `images` images.
 
-    codes: how many the quantized layers' inputs had. differing: those that are not the child's.
-    agreement: the fraction of images of the same top-1 class.
+    codes: how many the quantized layers' inputs had. differing: those that are not the child's, end to end.
+    rounded: those that are not where every layer is given the child's codes, so that a difference is of one rounding
+    alone and not of all that depends on it.
+    agreement: the fraction of images of the same top-1 class, end to end.
     """
 
     images: int
     codes: int
     differing: int
+    rounded: int
     agreement: float
 
     @property
     def rate(self) -> float:
-        """The fraction of codes that differ."""
+        """The fraction of codes that differ end to end."""
         return self.differing / self.codes
 
 
@@ -59,31 +62,29 @@ class LayerComparison:
 def compare_deployed(child: nn.Module, deployed: PackedNetwork, images: Tensor | Iterable[Tensor]) -> Comparison:
     """Run a packed network and, in float64, the child it was made of, and compare codes and classes.
 
-    images: float32 [N, C, H, W], or batches of them. The child runs in eval mode on its own codes throughout: weights
-    are the codes that its float32 weights round to, everything else is computed in float64. A code may differ where an
-    activation lies within rounding of a boundary, and then those that depend on it.
+    images: float32 [N, C, H, W], or batches of them. The child runs in eval mode: its weights are the codes that its
+    float32 weights round to, everything else is computed in float64. A code differs where an activation lies within
+    rounding of a boundary between two, and then, end to end, so do some of those that depend on it: few bits forget no
+    difference, and one may spread over the rest of its image.
 
     Raises ValueError where there is no image, or `deployed` was made of another network.
     """
     exact = _in_float64(child)
-    count = codes = differing = same = 0
+    count = codes = differing = rounded = same = 0
     for batch in _batches(images):
         with torch.no_grad():
             expected = exact.run(batch)
         logits, found = deployed.codes(batch)
-        if found.keys() != exact.codes.keys():
-            names = sorted(found.keys() ^ exact.codes.keys())
-            raise ValueError(f"deployed has other quantized layers than child: {', '.join(names[:4])}")
-        for name, maps in exact.codes.items():
-            if [m.shape for m in maps] != [m.shape for m in found[name]]:
-                raise ValueError(f"deployed has inputs of another shape than child at {name}")
-            codes += sum(m.numel() for m in maps)
-            differing += sum(int((a != b).sum()) for a, b in zip(maps, found[name], strict=True))
+        _check_same(exact.codes, found)
+        _, alone = deployed.codes(batch, given=exact.codes)
+        codes += sum(part.numel() for maps in found.values() for part in maps)
+        differing += _count_differing(exact.codes, found)
+        rounded += _count_differing(exact.codes, alone)
         same += int((logits.argmax(1) == expected.argmax(1)).sum())
         count += len(batch)
     if not count:
         raise ValueError("images is empty: expected at least one image")
-    return Comparison(count, codes, differing, same / count)
+    return Comparison(count, codes, differing, rounded, same / count)
 
 
 def compare_layers(child: nn.Module, deployed: PackedNetwork, images: Tensor) -> list[LayerComparison]:
@@ -93,7 +94,8 @@ def compare_layers(child: nn.Module, deployed: PackedNetwork, images: Tensor) ->
     """
     norms, layers = convert(child).norms, deployed.packed_layers()
     if norms.keys() != layers.keys():
-        raise ValueError(f"deployed has other quantized layers than child: {', '.join(norms.keys() ^ layers.keys())}")
+        names = ", ".join(sorted(norms.keys() ^ layers.keys())[:4])
+        raise ValueError(f"deployed has other quantized layers than child: {names}")
     result = []
     for name, maps in deployed.codes(images)[1].items():
         conv, layer = child.get_submodule(name), layers[name]
@@ -101,11 +103,12 @@ def compare_layers(child: nn.Module, deployed: PackedNetwork, images: Tensor) ->
         found = torch.cat([_plain(layer(codes)).flatten() for codes in maps])
         with use_backend("reference"):
             reference = torch.cat([_plain(layer(codes)).flatten() for codes in maps])
-        factor, shift = (t[:, None, None] for t in affine(norms[name], conv.out_channels))
+        factor, shift = affine(norms[name], conv.out_channels)
         exact = _ExactConv2d(conv, [])
-        sums = [exact.convolve(codes) * factor for codes in maps]
-        bound = torch.cat([8 * 2.0**-24 * (s.abs() + shift.abs()).flatten() for s in sums])
-        difference = (found.double() - torch.cat([(s + shift).flatten() for s in sums])).abs()
+        bias = (shift if exact.bias is None else shift + exact.bias * factor)[:, None, None]
+        sums = [exact.products(codes) * factor[:, None, None] for codes in maps]
+        bound = torch.cat([8 * 2.0**-24 * (s.abs() + bias.abs()).flatten() for s in sums])
+        difference = (found.double() - torch.cat([(s + bias).flatten() for s in sums])).abs()
         error = float((difference / bound.clamp(min=1e-300)).max()) if bound.numel() else 0.0
         result.append(LayerComparison(name, sum(c.numel() for c in maps), torch.equal(found, reference), error))
     return result
@@ -120,10 +123,8 @@ def float_counterpart(child: nn.Module) -> nn.Module:
     def replace(layer: nn.Module) -> nn.Module:
         if not isinstance(layer, QuantizedConv2d):
             return layer
-        (stride, _), (padding, _) = layer.stride, layer.padding
-        plain = nn.Conv2d(
-            layer.in_channels, layer.out_channels, layer.kernel_size, stride, padding, groups=layer.groups
-        )
+        plain = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size[0], groups=layer.groups)
+        plain.stride, plain.padding = layer.stride, layer.padding
         plain.weight = nn.Parameter(fake_quantize(layer.weight.detach(), layer.w_bits, "dorefa"))
         plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
         return plain
@@ -163,15 +164,16 @@ class _ExactConv2d(nn.Module):
         self.weight = (2 * weight_codes(layer).double() - steps) / steps
         self.bias = None if layer.bias is None else layer.bias.detach().double()
 
-    def convolve(self, codes: Tensor) -> Tensor:
-        """Return the result for codes, in float64."""
+    def products(self, codes: Tensor) -> Tensor:
+        """Return the convolution of codes, without the bias."""
         layer, x = self.layer, codes.double() * (self.clip / self.most)
-        return F.conv2d(x, self.weight, self.bias, layer.stride, layer.padding, groups=layer.groups)
+        return F.conv2d(x, self.weight, None, layer.stride, layer.padding, groups=layer.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         codes = (x / (self.clip / self.most)).round().clamp(0, self.most).to(torch.uint8)
         self.codes.append(codes)
-        return self.convolve(codes)
+        y = self.products(codes)
+        return y if self.bias is None else y + self.bias[:, None, None]
 
 
 class _Exact:
@@ -202,6 +204,17 @@ def _in_float64(child: nn.Module) -> _Exact:
         return _ExactConv2d(layer, codes.setdefault(names[id(layer)], []))
 
     return _Exact(map_layers(own, replace).double(), codes)
+
+
+def _check_same(expected: Mapping[str, Sequence[Tensor]], found: Mapping[str, Sequence[Tensor]]) -> None:
+    for name in sorted(expected.keys() | found.keys()):
+        shapes = [[list(codes.shape) for codes in maps.get(name, ())] for maps in (found, expected)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"deployed has inputs {shapes[0]} of {name!r}: expected those of child, {shapes[1]}")
+
+
+def _count_differing(a: Mapping[str, Sequence[Tensor]], b: Mapping[str, Sequence[Tensor]]) -> int:
+    return sum(int((x != y).sum()) for name in a for x, y in zip(a[name], b[name], strict=True))
 
 
 def _plain(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ codes are computed at loading, so that the file is as small as the bits promise.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +84,20 @@ class PackedNetwork(nn.Module):
         """Bytes of the packed weights: bits of each weight times their number, each output filled up to a byte."""
         return sum(layer.weight.packed.numel() for layer in self.modules() if isinstance(layer, PackedConv2d))
 
-    def codes(self, images: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """Return the result for `images`, and by layer name the uint8 codes of its input at each of its calls."""
+    def codes(
+        self, images: Tensor, *, given: Mapping[str, Sequence[Tensor]] | None = None
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Return the result for `images`, and by layer name the uint8 codes of its input at each of its calls.
+
+        given: codes in the same form, which each layer convolves in the place of those that it is found to be given.
+        """
         found: dict[str, list[Tensor]] = {}
 
         def note(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             assert isinstance(layer, PackedConv2d)
-            found.setdefault(layer.layer, []).append(layer.quantize(inputs[0]))
-            return (found[layer.layer][-1],)  # it convolves what was noted
+            maps = found.setdefault(layer.layer, [])
+            maps.append(layer.quantize(inputs[0]))
+            return (maps[-1] if given is None else given[layer.layer][len(maps) - 1],)
 
         layers = [layer for layer in self.modules() if isinstance(layer, PackedConv2d)]
         handles = [layer.register_forward_pre_hook(note) for layer in layers]
