@@ -159,18 +159,19 @@ class _ExactConv2d(nn.Module):
     def __init__(self, layer: QuantizedConv2d, codes: list[Tensor]) -> None:
         super().__init__()
         self.codes, self.layer = codes, layer
-        self.clip = positive_clip(layer.clip.detach()).double()
         self.most, steps = 2**layer.a_bits - 1, 2**layer.w_bits - 1
-        self.weight = (2 * weight_codes(layer).double() - steps) / steps
+        self.step = positive_clip(layer.clip.detach()).double() / self.most
+        self.whole = 2 * weight_codes(layer).double() - steps
+        self.scale = self.step / steps
         self.bias = None if layer.bias is None else layer.bias.detach().double()
 
     def products(self, codes: Tensor) -> Tensor:
-        """Return the convolution of codes, without the bias."""
-        layer, x = self.layer, codes.double() * (self.clip / self.most)
-        return F.conv2d(x, self.weight, None, layer.stride, layer.padding, groups=layer.groups)
+        """Return the convolution of codes, without the bias: whole numbers, which float64 adds exactly, then scaled."""
+        layer = self.layer
+        return F.conv2d(codes.double(), self.whole, None, layer.stride, layer.padding, groups=layer.groups) * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        codes = (x / (self.clip / self.most)).round().clamp(0, self.most).to(torch.uint8)
+        codes = (x / self.step).round().clamp(0, self.most).to(torch.uint8)
         self.codes.append(codes)
         y = self.products(codes)
         return y if self.bias is None else y + self.bias[:, None, None]
