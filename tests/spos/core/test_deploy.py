@@ -146,6 +146,7 @@ class Own(nn.Module):
             nn.ReLU(),
             nn.Dropout(0.5),
             conv(6, 6, groups=6, bias=False),
+            nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False),
         )
         self.norm = nn.BatchNorm2d(6)
         self.block = spos.Supernet(MixedBlock(6, 6, 1, [(2, 3)], (1.0,), False, 2.0)).extract((0, 0))
@@ -170,7 +171,10 @@ def test_a_module_of_ones_own(tmp_path: Path):
         sk.PackedConv2d,
         nn.ReLU,
         sk.PackedConv2d,
+        nn.Conv2d,
     ]
+    fused = spos.deploy(spos.fuse(copy.deepcopy(child)))
+    assert type(fused.network.features[-1]) is nn.Conv2d and torch.equal(fused(images()), deployed(images()))
     assert type(deployed.network.norm) is nn.BatchNorm2d and type(deployed.network.block) is sk.PackedBlocks
     assert len(deployed.codes(images())[1]["last"]) == 2
     with pytest.raises(ValueError, match="network is a Own, which a file cannot describe"):
