@@ -107,8 +107,9 @@ class _Conversion:
             return nn.Sequential(*self._chain(module))
         elif _is_plain_block(module):
             return PackedBlocks([self._block(module)])
-        for name, layer in list(module.named_children()):
-            setattr(module, name, self.module(layer))
+        for name, layer in list(module._modules.items()):  # named_children() leaves out a second name of a layer
+            if layer is not None:
+                setattr(module, name, self.module(layer))
         return module
 
     def _chain(self, modules: Iterable[nn.Module]) -> Iterator[nn.Module]:

@@ -106,7 +106,8 @@ def test_codes_are_those_that_layers_convolve():
 def test_nothing_is_trained():
     net = network().train()
     assert not any(module.training for module in net.modules())
-    assert not any(p.requires_grad for p in net.parameters()) and not net(images().requires_grad_()).requires_grad
+    assert not any(p.requires_grad for p in net.parameters()) and not net(images()).requires_grad
+    assert not sk.PackedNetwork(nn.ReLU())(images().requires_grad_()).requires_grad
 
 
 def test_a_file_holds_the_bits_and_gives_the_same_network(tmp_path: Path):

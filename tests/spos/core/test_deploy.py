@@ -150,11 +150,11 @@ class Own(nn.Module):
         )
         self.norm = nn.BatchNorm2d(6)
         self.block = spos.Supernet(MixedBlock(6, 6, 1, [(2, 3)], (1.0,), False, 2.0)).extract((0, 0))
-        self.last = conv(6, 2, bias=True)
+        self.last = self.again = conv(6, 2, bias=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm(self.features(x)).relu()
-        return (self.last(self.block(y)) + self.last(y)).mean((2, 3))
+        return (self.last(self.block(y)) + self.again(y)).mean((2, 3))
 
 
 def conv(inputs, outputs, **options) -> spos.QuantizedConv2d:
@@ -176,7 +176,7 @@ def test_a_module_of_ones_own(tmp_path: Path):
     fused = spos.deploy(spos.fuse(copy.deepcopy(child)))
     assert type(fused.network.features[-1]) is nn.Conv2d and torch.equal(fused(images()), deployed(images()))
     assert type(deployed.network.norm) is nn.BatchNorm2d and type(deployed.network.block) is sk.PackedBlocks
-    assert len(deployed.codes(images())[1]["last"]) == 2
+    assert deployed.network.last is deployed.network.again and len(deployed.codes(images())[1]["last"]) == 2
     with pytest.raises(ValueError, match="network is a Own, which a file cannot describe"):
         deployed.save(tmp_path / "own.safetensors")
     sequence = nn.Sequential(child.features, child.norm, nn.ReLU(), child.block, nn.AvgPool2d(2), nn.MaxPool2d(2))
