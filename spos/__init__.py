@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from spos import data, spaces
     from spos.bits import Bits
     from spos.choices import BitsChoice, ChoiceBlock, WidthChoice
+    from spos.comparison import Comparison, LayerComparison, compare_deployed, compare_layers
     from spos.config import Config, DataConfig, RetrainConfig, SearchConfig, SpaceConfig, TrainConfig
     from spos.costs import (
         Constraint,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         profile,
     )
     from spos.data import Data
+    from spos.deployment import deploy
     from spos.draws import generator
     from spos.evaluation import Score, classify, evaluate_population, recalibrate
     from spos.evolution import Candidate, SearchResult, evolve, random_search
@@ -44,6 +46,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "spos.bits": ("Bits",),
     "spos.choices": ("BitsChoice", "ChoiceBlock", "WidthChoice"),
+    "spos.comparison": ("Comparison", "LayerComparison", "compare_deployed", "compare_layers"),
     "spos.config": ("Config", "DataConfig", "RetrainConfig", "SearchConfig", "SpaceConfig", "TrainConfig"),
     "spos.costs": (
         "Constraint",
@@ -58,6 +61,7 @@ _NAMES = {
         "profile",
     ),
     "spos.data": ("Data",),
+    "spos.deployment": ("deploy",),
     "spos.draws": ("generator",),
     "spos.evaluation": ("Score", "classify", "evaluate_population", "recalibrate"),
     "spos.evolution": ("Candidate", "SearchResult", "evolve", "random_search"),

@@ -38,8 +38,9 @@ def map_layers(module: nn.Module, replace: Callable[[nn.Module], nn.Module]) -> 
 
     def visit(layer: nn.Module) -> nn.Module:
         if id(layer) not in done:
-            for name, child in list(layer.named_children()):
-                setattr(layer, name, visit(child))
+            for name, child in list(layer._modules.items()):  # named_children() leaves out a second name of a layer
+                if child is not None:
+                    setattr(layer, name, visit(child))
             done[id(layer)] = replace(layer)
         return done[id(layer)]
 

@@ -58,10 +58,10 @@ class QuantizedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_exporting():  # into operations that every runtime knows
-            x = fake_quantize_reference(input, self.a_bits, "pact", _positive(self.clip))
+            x = fake_quantize_reference(input, self.a_bits, "pact", positive_clip(self.clip))
             weight = fake_quantize_reference(self.weight, self.w_bits, "dorefa")
             return self._conv_forward(x, weight, self.bias)
-        x = fake_quantize(input, self.a_bits, "pact", _positive(self.clip))
+        x = fake_quantize(input, self.a_bits, "pact", positive_clip(self.clip))
         weight = fake_quantize(self.weight, self.w_bits, "dorefa")
         y = sliced_conv2d(x, weight, stride=self._stride, padding=self._padding, groups=self.groups)
         return y if self.bias is None else y + self.bias[:, None, None]
@@ -108,7 +108,7 @@ class SlicedQuantizedConv2d(SlicedConv2d):
         inputs, outputs, groups = self.sizes_in_force(input)
         w_bits, a_bits = self.bits()
         clip = sliced_parameter(self.clip, 1, self._clip_index(a_bits))
-        x = fake_quantize(input, a_bits, "pact", _positive(clip))
+        x = fake_quantize(input, a_bits, "pact", positive_clip(clip))
         weight = fake_quantize(slice_of(self.weight, Extent(0, outputs, 0, inputs // groups)), w_bits, "dorefa")
         y = sliced_conv2d(x, weight, stride=self._stride, padding=self._padding, groups=groups)
         return y if self.bias is None else y + sliced_parameter(self.bias, outputs)[:, None, None]
@@ -151,15 +151,15 @@ def has_bits(module: nn.Module) -> bool:
     return any(isinstance(layer, SlicedQuantizedConv2d | QuantizedConv2d) for layer in module.modules())
 
 
+def positive_clip(clip: Tensor) -> Tensor:
+    """Return the value to clip at, which a step of training may have brought below 0, from where it can return."""
+    return clip + (clip.clamp(min=LOWEST_CLIP) - clip).detach()
+
+
 def _check_clip(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ValueError(f"initial_clip = {value!r}: expected a positive number")
     return float(value)
-
-
-def _positive(clip: Tensor) -> Tensor:
-    """Return the value to clip at, which a step of training may have brought below 0, from where it can return."""
-    return clip + (clip.clamp(min=LOWEST_CLIP) - clip).detach()
 
 
 def _reset_clip(layer: QuantizedConv2d | SlicedQuantizedConv2d) -> None:

@@ -14,6 +14,9 @@ from spos_kernels.lowbit_conv2d import lowbit_conv2d, lowbit_conv2d_reference
 from spos_kernels.lowbit_matmul import lowbit_matmul, lowbit_matmul_reference
 from spos_kernels.lowbit_methods import lowbit_plans
 from spos_kernels.lowbit_products import Quantizer
+from spos_kernels.packed_file import PackedFileError
+from spos_kernels.packed_layers import PackedBlock, PackedBlocks, PackedConv2d
+from spos_kernels.packed_network import PackedNetwork, load_packed
 from spos_kernels.packing import (
     PackedWeight,
     pack,
@@ -35,6 +38,11 @@ __all__ = [
     "DepthwiseConv2d",
     "GradientSink",
     "Link",
+    "PackedBlock",
+    "PackedBlocks",
+    "PackedConv2d",
+    "PackedFileError",
+    "PackedNetwork",
     "PackedWeight",
     "Quantizer",
     "backends",
@@ -49,6 +57,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_reference",
     "isa",
+    "load_packed",
     "lowbit_conv2d",
     "lowbit_conv2d_reference",
     "lowbit_matmul",

@@ -1,4 +1,4 @@
-"""The command line: `spos demo | train | search | retrain | report | info`."""
+"""The command line: `spos demo | train | search | retrain | deploy | report | info`."""
 
 from __future__ import annotations
 

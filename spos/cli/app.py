@@ -180,6 +180,29 @@ def retrain(
 
 
 @app.command()
+def deploy(
+    run: Run,
+    label: Annotated[
+        str, typer.Option(metavar="NAME", help="Which retrained architecture: RUN/retrain-NAME.")
+    ] = "best",
+    images: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Validation images to compare with the child in float64.")
+    ] = 256,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images at a time, to measure the latency.")] = 8,
+    runs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs to take the median latency of.")] = 20,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Turn a retrained architecture of few bits into one file of packed integers, and compare the two."""
+    with _friendly(debug) as display:
+        from spos.cli.deployment import deploy as deploy_stage
+
+        folder, stage = RunFolder(run), retrain_stage(label)
+        settings = resolve(folder, stage, Options(named={"threads": threads}))
+        deploy_stage(folder, stage, settings, display, images=images, batch=batch, runs=runs)
+
+
+@app.command()
 def report(
     run: Run,
     out: Annotated[

@@ -26,7 +26,7 @@ def train(folder: RunFolder, config: Config, display: Display) -> None:
     """Trains the supernet."""
     import spos
 
-    data, net = _prepare(config, display)
+    data, net = prepare(config, display)
     _begin(folder, SUPERNET, config, display)
     if not folder.started(SUPERNET) or folder.space() is None:
         folder.write_space(net, data)
@@ -49,8 +49,8 @@ def search(folder: RunFolder, config: Config, display: Display, *, random: bool 
     """Evolves architectures, or draws as many at random, and scores them with the trained supernet's weights."""
     import spos
 
-    _require(folder, SUPERNET, "spos train")
-    data, net = _prepare(config, display)
+    require(folder, SUPERNET, "spos train")
+    data, net = prepare(config, display)
     with folder.open(SUPERNET) as run:
         spos.load_weights(net, run, "supernet")
     _begin(folder, SEARCH, config, display)
@@ -85,13 +85,13 @@ def retrain(
     `arch` may be text such as "uniform:w2a2", the same option in every decision of a kind.
     """
     if arch is None:
-        _require(folder, SEARCH, "spos search")
+        require(folder, SEARCH, "spos search")
         with folder.open(SEARCH) as run:
             arch = (run.read_json("result") or {})["best"]["arch"]
         label, origin = label or "best", "search"
     else:
         label, origin = label or "given", "given"
-    data, net = _prepare(config, display)
+    data, net = prepare(config, display)
     chosen = _uniform(net.space, arch) if isinstance(arch, str) else net.space.arch(arch)
     others = _comparisons(net, chosen, random_archs, config.seed)  # first: it may find too few
     _retrain_one(folder, config, display, data, net, chosen, label, origin)
@@ -141,7 +141,7 @@ def _retrain_one(
     )
 
 
-def _prepare(config: Config, display: Display) -> tuple[spos.Data, spos.Supernet]:
+def prepare(config: Config, display: Display) -> tuple[spos.Data, spos.Supernet]:
     """The images and an untrained supernet for them. The split into training and validation never depends on a seed."""
     import torch
 
@@ -183,7 +183,8 @@ def _begin(folder: RunFolder, stage: str, config: Config, display: Display) -> N
         display.say(f"note: it was started with {'; '.join(changed)}: results may differ in the last digits")
 
 
-def _require(folder: RunFolder, stage: str, command: str) -> None:
+def require(folder: RunFolder, stage: str, command: str) -> None:
+    """RunDirectoryError, saying what to run, unless a stage is finished."""
     if not folder.started(stage):
         raise RunDirectoryError(f"{folder.path} has no {stage} yet: run `{command} {folder.path}` first")
     with folder.open(stage) as run:

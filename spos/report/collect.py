@@ -41,6 +41,7 @@ class Retrained:
     params: int | None
     training: Training
     bitops: float | None = None
+    deployed: Record | None = None  # what `spos deploy` measured
 
 
 @dataclass(frozen=True)
@@ -185,4 +186,5 @@ def _retrained(run: RunDirectory, stage: str, plan: Mapping[str, Any]) -> Retrai
         params=facts.get("params"),
         bitops=facts.get("bitops"),
         training=training,
+        deployed=run.read_json("deployed"),
     )

@@ -24,6 +24,7 @@ def render(run: RunData) -> str:
         _search(run),
         _scatter(run),
         _retrained(run),
+        _deployed(run),
         _losses(run),
         _costs(run),
         _settings(run),
@@ -190,6 +191,33 @@ def _comparison(run: RunData) -> str:
         f"{len(others)} random ones of the same {run.cost.name}, trained alike, average {100 * mean:.2f}%: "
         f"a difference of {difference:+.2f} points."
     )
+
+
+def _deployed(run: RunData) -> str:
+    found = [(one, one.deployed) for one in run.retrained if one.deployed]
+    if not found:
+        return ""
+    rows = [
+        (
+            _text(one.label),
+            f"{facts['file_bytes']:,}",
+            f"{facts['packed_bytes']:,}",
+            f"{1000 * facts['seconds']:.3g} ms",
+            f"{1000 * facts['float_seconds']:.3g} ms",
+            f"{facts['differing'] / facts['codes']:.1e}",
+            f"{100 * facts['agreement']:.2f}%",
+        )
+        for one, facts in found
+    ]
+    head = ["", "#file, bytes", "#packed weights", "#latency", "#float32 layers", "#codes that differ", "#same class"]
+    settings = {(f["batch"], f["threads"], f["images"]) for _, f in found}
+    said = "; ".join(f"{batch}, {threads}, {images:,}" for batch, threads, images in sorted(settings))
+    caption = (
+        "Networks of packed integers. Latency is the median for a batch, beside that of the same network as float32 "
+        "layers; codes and classes are compared with the network in float64 on validation images. Batch, threads and "
+        f"images compared: {said}."
+    )
+    return _section("Deployed", _figure(_table(head, rows), _text(caption)))
 
 
 def _losses(run: RunData) -> str:

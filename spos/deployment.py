@@ -1,0 +1,218 @@
+"""From a retrained child of few bits to a network of packed integers.
+
+A quantized layer computes conv(step · a, (2c − n) / n), a and c the codes of its input and of its weight, and the batch
+normalisation behind it multiplies each output by a factor and adds a shift. The packed layer has the same codes; its
+scale is 2 / n times the factor, its zero point n / 2, its bias the shift, computed in float64 and rounded once. The
+child's weights are quantized by the kernel that quantized them in training, and steps are the same float32 numbers, so
+the codes agree.
+
+What is in full precision stays so, the batch normalisation of a float convolution in its weight and bias.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spos.modules import channels_last, is_observed, unfuse
+from spos.quantized import QuantizedConv2d, SlicedQuantizedConv2d, positive_clip
+from spos.spaces.resnet_mixed import MixedBlock, MixedResNet
+from spos.supernet import Supernet
+from spos_kernels import (
+    PackedBlock,
+    PackedBlocks,
+    PackedConv2d,
+    PackedNetwork,
+    Quantizer,
+    pack_weight,
+    quantize,
+)
+
+# Layers that do nothing in eval mode.
+_IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
+
+
+class Deployed(NamedTuple):
+    """A packed network, and by name of each layer the batch normalisation that went into it, if one did."""
+
+    network: PackedNetwork
+    norms: dict[str, nn.BatchNorm2d | None]
+
+
+def deploy(child: nn.Module) -> PackedNetwork:
+    """Turn a child with `QuantizedConv2d` layers, as it is in eval mode, into a network of packed integer layers.
+
+    The residual networks of the mixed-precision spaces run on codes from one quantized convolution to the next, with
+    nothing but the residual in float32. In any other module each quantized layer becomes a packed one with float32 in
+    and out. In an `nn.Sequential`, which is taken to be called as a whole, a batch normalisation right behind a
+    convolution goes into it; elsewhere it stays.
+
+    Returns a network for inference on the CPU, in float32, that shares no memory with the child. Its `save` writes one
+    file, for `spos_kernels.load_packed`, if all of its modules are of the library's spaces or plain torch layers in an
+    `nn.Sequential`.
+
+    Raises TypeError or ValueError: no quantized layer, bits that are still a choice, another dtype than float32, values
+    that are not finite, a batch normalisation without running statistics behind a quantized layer of a residual block.
+    """
+    return convert(child).network
+
+
+def convert(child: nn.Module) -> Deployed:
+    """`deploy`, and what it folded."""
+    if not isinstance(child, nn.Module):
+        raise TypeError(f"child is a {type(child).__name__}: expected a torch.nn.Module")
+    if isinstance(child, Supernet) or any(isinstance(layer, SlicedQuantizedConv2d) for layer in child.modules()):
+        raise ValueError("child has bits that are still a choice: expected a child, such as net.extract(arch) returns")
+    if not any(isinstance(layer, QuantizedConv2d) for layer in child.modules()):
+        raise ValueError("child has no spos.QuantizedConv2d: expected at least one, there is nothing to pack")
+    for name, value in child.state_dict().items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            if value.dtype != torch.float32:
+                raise TypeError(f"child: {name} has dtype {value.dtype}: expected torch.float32")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"child: {name} has a value that is not finite")
+    own = unfuse(copy.deepcopy(child)).cpu().eval().requires_grad_(False)
+    conversion = _Conversion(own)
+    return Deployed(PackedNetwork(channels_last(conversion.module(own))), conversion.norms)
+
+
+class _Conversion:
+    """The conversion of one child, in place. A module that is used twice is converted once."""
+
+    def __init__(self, child: nn.Module) -> None:
+        self.norms: dict[str, nn.BatchNorm2d | None] = {}
+        self._names = {id(layer): name for name, layer in child.named_modules()}
+        self._done: dict[int, nn.Module] = {}
+
+    def module(self, module: nn.Module) -> nn.Module:
+        """Return what takes the place of a module."""
+        if id(module) not in self._done:
+            self._done[id(module)] = self._convert(module)
+        return self._done[id(module)]
+
+    def _convert(self, module: nn.Module) -> nn.Module:
+        if isinstance(module, QuantizedConv2d):
+            return self._packed(module, None)
+        if is_observed(module):
+            pass  # a hook waits for the module's own call
+        elif type(module) is MixedResNet:
+            stages = [module.get_submodule(f"layer{number}") for number in range(1, module.stages + 1)]
+            stem = (module.conv1, module.bn1, module.relu, module.maxpool)
+            return nn.Sequential(*self._chain((*stem, *stages, module.avgpool, nn.Flatten(), module.fc)))
+        elif type(module) is nn.Sequential:
+            return nn.Sequential(*self._chain(module))
+        elif _is_plain_block(module):
+            return PackedBlocks([self._block(module)])
+        for name, layer in list(module._modules.items()):  # named_children() leaves out a second name of a layer
+            if layer is not None:
+                setattr(module, name, self.module(layer))
+        return module
+
+    def _chain(self, modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+        """Yield what takes the place of modules that are called one after another."""
+        layers = list(_flat(modules))
+        while layers:
+            layer = layers.pop(0)
+            after = layers[0] if layers else None
+            if _is_plain_block(layer):
+                blocks = [self._block(layer)]
+                while layers and _is_plain_block(layers[0]):
+                    blocks.append(self._block(layers.pop(0)))
+                yield PackedBlocks(blocks)
+            elif isinstance(layer, QuantizedConv2d) and _is_norm_of(layer, after):
+                yield self._packed(layer, layers.pop(0))
+            elif type(layer) is nn.Conv2d and not is_observed(layer) and _is_norm_of(layer, after):
+                yield _folded(layer, layers.pop(0))
+            elif type(layer) not in _IDLE or is_observed(layer):
+                yield self.module(layer)
+
+    def _block(self, block: nn.Module) -> PackedBlock:
+        assert isinstance(block, MixedBlock)
+        shortcut = None if block.downsample is None else self._packed(*block.downsample)
+        return PackedBlock(self._packed(block.conv1, block.bn1), self._packed(block.conv2, block.bn2), shortcut)
+
+    def _packed(self, layer: nn.Module, norm: nn.Module | None) -> PackedConv2d:
+        name = self._names[id(layer)]
+        if not isinstance(layer, QuantizedConv2d) or type(layer).forward is not QuantizedConv2d.forward:
+            raise ValueError(f"child: {name} is a {type(layer).__name__}: expected a forward like QuantizedConv2d's")
+        self.norms[name] = norm if isinstance(norm, nn.BatchNorm2d) else None
+        steps = 2**layer.w_bits - 1
+        factor, shift = affine(self.norms[name], layer.out_channels)
+        bias = shift if layer.bias is None else shift + layer.bias.double() * factor
+        codes = weight_codes(layer)
+        (stride, _), padding = layer.stride, layer.padding[0]
+        return PackedConv2d(
+            pack_weight(codes, layer.w_bits, scale=(factor * 2 / steps).float(), zero_point=steps / 2),
+            x_quantizer=Quantizer(step_of(layer), layer.a_bits),
+            bias=bias.float(),
+            stride=stride,
+            padding=int(padding),
+            groups=layer.groups,
+            layer=name,
+        )
+
+
+def weight_codes(layer: QuantizedConv2d) -> Tensor:
+    """Return DoReFa's codes of a layer's weight, uint8 in its shape."""
+    return quantize(layer.weight.detach(), layer.w_bits, "dorefa")
+
+
+def step_of(layer: QuantizedConv2d) -> float:
+    """Return the step between the levels of a layer's input, in float32 as PACT's kernel divides the clip."""
+    return float(positive_clip(layer.clip.detach()) / (2**layer.a_bits - 1))
+
+
+def affine(norm: nn.BatchNorm2d | None, channels: int) -> tuple[Tensor, Tensor]:
+    """Return what a batch normalisation multiplies by and adds in eval mode, float64 [channels]; 1 and 0 for none."""
+    if norm is None:
+        return torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    assert norm.running_mean is not None and norm.running_var is not None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * factor
+    return factor, shift if norm.bias is None else shift + norm.bias.detach().double()
+
+
+def _folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+    """Return a float convolution with the batch normalisation behind it in its weight and bias."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    factor, shift = affine(norm, conv.out_channels)
+    new = copy.deepcopy(conv)
+    new.weight = nn.Parameter((conv.weight.double() * factor[:, None, None, None]).float(), requires_grad=False)
+    bias = shift if conv.bias is None else shift + conv.bias.double() * factor
+    new.bias = nn.Parameter(bias.float(), requires_grad=False)
+    return new
+
+
+def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for module in modules:
+        if type(module) is nn.Sequential and not is_observed(module):
+            yield from _flat(module)
+        else:
+            yield module
+
+
+def _is_norm_of(conv: nn.Module, norm: nn.Module | None) -> bool:
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.running_mean is not None
+        and norm.num_features == conv.out_channels
+        and not is_observed(norm)
+    )
+
+
+def _is_plain_block(block: nn.Module) -> bool:
+    """Whether a residual block is as it was built: no hook waits for one of its parts, none was put in by hand."""
+    if type(block) is not MixedBlock or any(is_observed(part) for part in block.modules()):
+        return False
+    pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+    if block.downsample is not None:
+        if type(block.downsample) is not nn.Sequential or len(block.downsample) != 2:
+            return False
+        pairs.append((block.downsample[0], block.downsample[1]))  # type: ignore[arg-type]
+    plain = all(isinstance(conv, QuantizedConv2d) and _is_norm_of(conv, norm) for conv, norm in pairs)
+    return plain and type(block.relu) is nn.ReLU
