@@ -2,7 +2,8 @@
 
 A convolution takes codes and gives codes, batch normalisation, ReLU and requantization included; QLinearConv
 requantizes, torch's convolutions do none of it. A linear layer takes floats, quantizes them to 8 bits on the way, as
-MatMulNBits does, and gives floats. Without onnxruntime (`make bench` installs it) its columns are missing.
+MatMulNBits does, and gives floats; MatMulNBits has a scale each 32 inputs, ours one a row. Without onnxruntime (`make
+bench` installs it) its columns are missing.
 """
 
 from __future__ import annotations

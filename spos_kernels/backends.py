@@ -103,13 +103,14 @@ def takes_kernels() -> bool:
 def is_plain(*tensors: Tensor) -> bool:
     """Whether these tensors can go straight to the extension, past torch's dispatcher.
 
-    They cannot where something would have to see the call (torch.compile, a torch dispatch or function mode, a
-    subclass), nor with the negative bit (a lazy minus sign that is not in memory).
+    They cannot where something would have to see the call (torch.compile, torch.jit.trace, a torch dispatch or
+    function mode, a subclass), nor with the negative bit (a lazy minus sign that is not in memory).
     """
     return (
         not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
+        and torch._C._get_tracing_state() is None
         and all(map(is_plain_tensor, tensors))
     )
 

@@ -34,7 +34,8 @@ def lowbit_conv2d(
     x: uint8 codes [N, C, H, W] of x_quantizer.bits bits, or float32, which is quantized on the way. channels_last
         tensors, and slices of their channels, are read in place.
     weight: of shape (O, C / groups, kh, kw), from `pack_weight`; a batch normalisation goes into its scale and `bias`.
-    bias: float32 [O]. residual: what is added, [N, O, H', W'], float32, or uint8 codes with `residual_quantizer`.
+    bias: float32 [O]. residual: what is added, [N, O, H', W'], float32, or uint8 codes with `residual_quantizer`, whose
+        bits are not asked for.
     out_quantizer: return the result as codes instead. keep_float: return (float32, codes).
 
     Returns float32 [N, O, H', W'] in channels_last memory, or uint8 codes, or both. Where the weight has no scale, the
@@ -111,6 +112,8 @@ def _check(
     batch, channels, height, width = x.shape
     if channels != groups * weight.shape[1]:
         raise ValueError(f"x has {channels} channels: expected {groups * weight.shape[1]} for weight and groups")
+    if height < 1 or width < 1:
+        raise ValueError(f"x has shape {list(x.shape)}: expected H and W of at least 1")
     kernel = (weight.shape[2], weight.shape[3])
     out_size = [
         (size + 2 * pairs[1][i] - pairs[2][i] * (kernel[i] - 1) - 1) // pairs[0][i] + 1

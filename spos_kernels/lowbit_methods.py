@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 __all__ = ["lowbit_plans"]
 
-METHODS = ("dots", "bits", "row")
+METHODS = ("dots", "bits", "row")  # numbered as in csrc/cpu/lowbit_conv2d.h
+MOST_PLANS = 4096
 Key = tuple[int | str, ...]
 
 _lock = threading.Lock()
@@ -36,6 +37,8 @@ def choose(key: Key, methods: Sequence[str], work: Callable[[int], None], *, rou
         with _lock:  # two threads that measure at once would measure each other
             times = _plans.get(key)
             if times is None:
+                if len(_plans) >= MOST_PLANS:
+                    _plans.clear()
                 times = _plans[key] = _measure(methods, work, rounds)
     return METHODS.index(min(times, key=times.__getitem__))
 
@@ -54,7 +57,7 @@ def _describe(key: Key) -> str:
     batch, height, width, _, _, groups, inputs, outputs, kh, kw, sh, sw, ph, pw, dh, dw, scales, a, w, isa, threads = (
         key
     )
-    if (height, kh, kw, groups) == (1, 1, 1, 1) and batch == 1:
+    if (batch, height, kh, kw, groups, sh, sw, ph, pw) == (1, 1, 1, 1, 1, 1, 1, 0, 0):
         what = f"matmul {width}x{inputs} by {inputs}x{outputs}"
     else:
         what = f"conv {batch}x{int(groups) * int(inputs)}x{height}x{width} to {int(groups) * int(outputs)}, {kh}x{kw}"

@@ -10,7 +10,7 @@ stay whole, and the scale halved.
 
 from __future__ import annotations
 
-import math
+import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from spos_kernels import _C
 from spos_kernels.backends import ISA, is_plain, threads_for
 from spos_kernels.library import register
 from spos_kernels.lowbit_methods import Key, choose
-from spos_kernels.packing import PackedWeight, check_bits, unpack_weight
+from spos_kernels.packing import PackedWeight, check_bits, unpack_weight_reference
 
 __all__ = ["Quantizer"]
 
@@ -33,7 +33,7 @@ Pair = tuple[int, int]
 class Quantizer(NamedTuple):
     """What codes mean, value = scale · (code − zero_point), and how floats become codes: see the module.
 
-    scale > 0; bits 1 to 8; zero_point from 0 to 2^bits − 1.
+    scale > 0; bits 1 to 8; zero_point from 0 to 2^bits − 1. NaN becomes code 0.
     """
 
     scale: float
@@ -41,6 +41,7 @@ class Quantizer(NamedTuple):
     zero_point: int = 0
 
 
+LARGEST = torch.finfo(torch.float32).max
 # Codes that are the values.
 PLAIN = Quantizer(1.0)
 
@@ -189,9 +190,9 @@ def _methods(sizes: tuple[int, ...], scale_groups: int, w_bits: int, x_bits: int
         return ("dots",)  # a kernel of its own
     if inputs * kernel_height * kernel_width * (2**x_bits - 1) * (2**w_bits - 1) >= 2**31:
         return ("dots",)  # whose sums of codes less half are half as large
-    most_products, most_rows = 4, 8
+    most_bits, most_rows = 4, 8  # bits of a weight times bits of x: more planes have never been faster
     methods = ["dots"]
-    if w_bits * x_bits <= most_products and scale_groups == 1:
+    if w_bits * x_bits <= most_bits and scale_groups == 1:
         methods.append("bits")
     whole = (kernel_height, kernel_width, groups) == (1, 1, 1) and rest[:4] == [1, 1, 0, 0]
     if whole and batch * out_height * out_width <= most_rows:
@@ -203,14 +204,18 @@ def run_reference(call: Call) -> list[Tensor]:
     """Run a checked call in plain PyTorch: whole numbers in float64, which holds them exactly, then float32."""
     geometry, weight = call.geometry, call.weight
     codes = call.x
+    rows, columns = geometry.batch * geometry.out_height * geometry.out_width, geometry.groups * geometry.outputs
+    if rows == 0:
+        results = _results(codes, rows, columns, weight.scale is not None, call.out is not None, call.keep)
+        return [t for t in results if t is not None]
     if codes.dtype == torch.float32:
         codes = _codes(codes, call.quantizer)
     elif codes.numel() and int(codes.max()) >> call.quantizer.bits:
         raise ValueError("x: has codes of more than x_bits bits")
     pixels = codes.to(torch.float64) - call.quantizer.zero_point
-    image = pixels.view(geometry.batch, geometry.height, geometry.width, -1).permute(0, 3, 1, 2)
+    image = pixels.view(geometry.batch, geometry.height, geometry.width, pixels.shape[-1]).permute(0, 3, 1, 2)
     times = 2 if weight.doubled else 1
-    whole = unpack_weight(weight).to(torch.float64).view(*weight.shape[:2], *geometry.kernel) * times
+    whole = unpack_weight_reference(weight).to(torch.float64).view(*weight.shape[:2], *geometry.kernel) * times
     zeros = weight.twice_zero.to(torch.float64) * times / 2
     count = zeros.shape[0]
     part = geometry.inputs // count
@@ -240,23 +245,23 @@ def run_reference(call: Call) -> list[Tensor]:
 
 
 def _codes(x: Tensor, how: Quantizer) -> Tensor:
-    steps = torch.round(x / torch.tensor(how.scale, dtype=torch.float32)) + how.zero_point
+    steps = torch.round(x / torch.tensor(how.scale, dtype=torch.float32, device=x.device)) + how.zero_point
     return steps.nan_to_num(nan=0.0).clamp(0, 2**how.bits - 1).to(torch.uint8)
 
 
-@lru_cache(maxsize=4096, typed=True)  # a tuple of the same values is another type
 def check_quantizer(how: Quantizer, name: str) -> Quantizer:
     """Return a quantizer with its scale rounded to float32. Raises TypeError or ValueError, naming it."""
     if not isinstance(how, Quantizer):
         raise TypeError(f"{name} is a {type(how).__name__}: expected a Quantizer")
     check_bits(how.bits, f"{name}.bits")
-    scale = float(torch.tensor(float(how.scale), dtype=torch.float32))
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"{name}.scale = {how.scale!r}: expected a finite number above 0")
-    zero = how.zero_point
+    scale, zero = how.scale, how.zero_point
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise TypeError(f"{name}.scale is a {type(scale).__name__}: expected a number")
+    if not 0 < scale <= LARGEST or (rounded := struct.unpack("f", struct.pack("f", scale))[0]) == 0:
+        raise ValueError(f"{name}.scale = {scale!r}: expected a finite number above 0")
     if isinstance(zero, bool) or not isinstance(zero, int) or not 0 <= zero < 2**how.bits:
         raise ValueError(f"{name}.zero_point = {zero!r}: expected an integer from 0 to {2**how.bits - 1}")
-    return Quantizer(scale, how.bits, zero)
+    return Quantizer(rounded, how.bits, zero)
 
 
 def check_call(

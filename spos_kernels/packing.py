@@ -7,13 +7,14 @@ is the format in memory and in files: 3 bits take 3 bits, and kernels unpack it 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import ISA, threads_for
+from spos_kernels.backends import ISA, is_plain, threads_for
 
 __all__ = ["PackedWeight", "pack", "pack_reference", "pack_weight", "unpack", "unpack_reference", "unpack_weight"]
 
@@ -27,7 +28,7 @@ class PackedWeight:
     sums, twice_zero: int32 [G, N], of each group of scales the sum of its codes, and twice the zero.
     scale: float32 [G, N], or None for codes without a scale.
 
-    Raises TypeError or ValueError where they do not agree with each other.
+    The tensors must not be changed. Raises TypeError or ValueError where their shapes do not agree with each other.
     """
 
     packed: Tensor
@@ -60,6 +61,8 @@ class PackedWeight:
         """Return what makes a result of a sum: scale times x_scale, halved for sums that are kept twice."""
         if self.scale is None:
             return None
+        if not is_plain(self.scale):  # of a trace: not to be kept
+            return self.scale * (x_scale / (2 if self.doubled else 1))
         found = self._multipliers.get(x_scale)
         if found is None:
             if len(self._multipliers) >= 64:  # a scale that changes at every call
@@ -100,10 +103,10 @@ def pack_reference(codes: Tensor, bits: int) -> Tensor:
         raise ValueError("codes: expected values below 2^bits")
     if codes.numel() == 0:
         return codes.new_empty((*codes.shape[:-1], -(-codes.shape[-1] * bits // 8)))
-    stream = (rows[..., None] >> torch.arange(bits, dtype=torch.uint8)) & 1
+    stream = (rows[..., None] >> torch.arange(bits, dtype=torch.uint8, device=rows.device)) & 1
     stream = stream.reshape(rows.shape[0], -1)
     stream = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 8)).view(rows.shape[0], -1, 8)
-    packed = (stream << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    packed = (stream << torch.arange(8, dtype=torch.uint8, device=rows.device)).sum(-1, dtype=torch.uint8)
     return packed.view(*codes.shape[:-1], packed.shape[-1])
 
 
@@ -112,9 +115,9 @@ def unpack_reference(packed: Tensor, bits: int, size: int) -> Tensor:
     rows = _check_packed(packed, bits, size)
     if size == 0 or packed.numel() == 0:
         return packed.new_empty((*packed.shape[:-1], size))
-    stream = (rows[..., None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    stream = (rows[..., None] >> torch.arange(8, dtype=torch.uint8, device=rows.device)) & 1
     stream = stream.reshape(rows.shape[0], -1)[:, : size * bits].reshape(rows.shape[0], size, bits)
-    codes = (stream << torch.arange(bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    codes = (stream << torch.arange(bits, dtype=torch.uint8, device=rows.device)).sum(-1, dtype=torch.uint8)
     return codes.view(*packed.shape[:-1], size)
 
 
@@ -152,7 +155,9 @@ def pack_weight(
             f"scale has {groups} groups of inputs: expected 1, or for [N, K] groups of a multiple of 8 of K = "
             f"{rows.shape[1]}"
         )
-    zero = torch.as_tensor(2.0 ** (bits - 1) if zero_point is None else zero_point, dtype=torch.float64)
+    zero = torch.as_tensor(
+        2.0 ** (bits - 1) if zero_point is None else zero_point, dtype=torch.float64, device=codes.device
+    )
     twice = 2 * zero
     if not bool(((twice == twice.round()) & (twice >= 0) & (twice <= 2 * 2**bits)).all()):
         raise ValueError(f"zero_point = {zero_point!r}: accepted are multiples of ½ from 0 to 2^bits = {2**bits}")
@@ -165,6 +170,15 @@ def pack_weight(
 
 def unpack_weight(weight: PackedWeight) -> Tensor:
     """Return the codes of a packed weight, uint8 in its shape."""
+    return _in_shape(weight, unpack)
+
+
+def unpack_weight_reference(weight: PackedWeight) -> Tensor:
+    """`unpack_weight` in plain PyTorch."""
+    return _in_shape(weight, unpack_reference)
+
+
+def _in_shape(weight: PackedWeight, unpack: Callable[[Tensor, int, int], Tensor]) -> Tensor:
     outputs = weight.shape[0]
     inner = weight.shape[1:] if len(weight.shape) == 2 else (*weight.shape[2:], weight.shape[1])
     codes = unpack(weight.packed, weight.bits, math.prod(inner)).view(outputs, *inner)
@@ -202,7 +216,9 @@ def _scale_groups(scale: Tensor | None, name: str, outputs: int) -> int:
         raise TypeError(f"{name} is {_kind(scale)}: expected a tensor")
     if scale.ndim not in (1, 2) or scale.shape[0] != outputs or scale.numel() == 0:
         raise ValueError(f"{name} has shape {list(scale.shape)}: expected [{outputs}] or [{outputs}, G]")
-    if not bool(torch.isfinite(scale).all()):
+    if scale.is_complex():
+        raise TypeError(f"{name} has dtype {scale.dtype}: expected real numbers")
+    if not bool(torch.isfinite(scale.float()).all()):
         raise ValueError(f"{name} has a value that is not finite")
     return 1 if scale.ndim == 1 else scale.shape[1]
 

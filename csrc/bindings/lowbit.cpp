@@ -87,8 +87,14 @@ void unpack(py::handle packed_object, py::handle codes_object, int64_t bits, Isa
     });
 }
 
-Pair read_pair(const py::tuple& values, size_t at) {
-    return {py::cast<int>(values[at]), py::cast<int>(values[at + 1])};
+// A product of sizes, each below 2^31, that memory could hold.
+int64_t product(std::initializer_list<int64_t> sizes) {
+    constexpr int64_t most = int64_t{1} << 47;
+    int64_t result = 1;
+    for (const int64_t size : sizes)
+        if (__builtin_mul_overflow(result, size, &result) || result > most)
+            throw py::value_error("sizes: more elements than memory holds");
+    return result;
 }
 
 template <typename T>
@@ -115,13 +121,14 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
     call.batch = size(0), call.in_height = size(1), call.in_width = size(2);
     call.out_height = size(3), call.out_width = size(4);
     call.groups = size(5), call.inputs = size(6), call.outputs = size(7);
-    call.kernel = read_pair(sizes, 8), call.stride = read_pair(sizes, 10);
-    call.padding = read_pair(sizes, 12), call.dilation = read_pair(sizes, 14);
     for (size_t at = 0; at < 16; ++at)
         if (size(at) < (at < 5 || at == 12 || at == 13 ? 0 : 1) || size(at) >= most_size)
             throw py::value_error("sizes: expected positive integers below 2^31");
+    const auto pair = [&](size_t at) { return Pair{static_cast<int>(size(at)), static_cast<int>(size(at + 1))}; };
+    call.kernel = pair(8), call.stride = pair(10), call.padding = pair(12), call.dilation = pair(14);
     const auto length = [](int64_t in, int kernel, int stride, int padding, int dilation) {
-        return (in + 2 * padding - dilation * (kernel - int64_t{1}) - 1) / stride + 1;
+        const int64_t room = in + int64_t{2} * padding - int64_t{dilation} * (kernel - 1) - 1;
+        return room < 0 ? 0 : room / stride + 1;
     };
     if (call.out_height !=
             length(call.in_height, call.kernel.height, call.stride.height, call.padding.height, call.dilation.height) ||
@@ -137,7 +144,12 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
     check_range("method", method, 0, 2);
     call.method = static_cast<LowbitMethod>(method);
 
-    const int64_t in_pixels = call.batch * call.in_height * call.in_width, channels = call.groups * call.inputs;
+    const int64_t channels = call.groups * call.inputs;
+    for (const auto& factors : {std::initializer_list<int64_t>{call.batch, call.in_height, call.in_width, channels},
+                                {call.batch, call.out_height, call.out_width, call.groups * call.outputs},
+                                {call.kernel.height, call.kernel.width, call.inputs, call.groups, call.outputs}})
+        product(factors);
+    const int64_t in_pixels = call.batch * call.in_height * call.in_width;
     const int64_t k = call.k(), outputs = call.groups * call.outputs, pixels = call.pixels();
     if (k > INT32_MAX / (((1 << call.x_bits) - 1) << (call.w_bits - 1)))
         throw py::value_error("sizes: more products than a sum of 32 bits holds");
@@ -148,7 +160,7 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
                        call.padding.width == 0;
     if (call.method == LowbitMethod::row && !plain) throw py::value_error("method: row is for matrix products");
 
-    const bool floats = py::isinstance<py::object>(x_object) && !scales[0].is_none();
+    const bool floats = !scales[0].is_none();
     const Tensor x = read_tensor_of({floats ? Dtype::float32 : Dtype::uint8}, x_object, "x");
     check_shape(x, "x", {in_pixels, channels});
     if (channels > 1 && x.strides[1] != 1) throw py::value_error("x: expected adjacent channels");
@@ -168,6 +180,9 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
     call.sums = read_dense(Dtype::int32, sums, "sums", {call.scale_groups, outputs}).as<const int32_t>();
     call.twice_zero =
         read_dense(Dtype::int32, twice_zero, "twice_zero", {call.scale_groups, outputs}).as<const int32_t>();
+    for (int64_t n = 0; n < call.scale_groups * outputs; ++n)
+        if (call.twice_zero[n] < 0 || call.twice_zero[n] > 2 << call.w_bits)
+            throw py::value_error("twice_zero: expected integers from 0 to 2^(w_bits + 1)");
     call.multiplier = optional<const float>(Dtype::float32, multiplier, "multiplier", {call.scale_groups, outputs});
     LowbitFinish& finish = call.finish;
     finish.shift = number(3), finish.relu = relu;
@@ -177,11 +192,14 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
     } else {
         finish.residual_codes = optional<const uint8_t>(Dtype::uint8, residual, "residual", {pixels, outputs});
         finish.residual_scale = py::cast<float>(scales[1]), finish.residual_zero = number(6);
+        check_range("residual_zero", finish.residual_zero, 0, 255);
     }
     finish.sums = optional<int64_t>(Dtype::int64, y_sums, "y_sums", {pixels, outputs});
     finish.y = optional<float>(Dtype::float32, y, "y", {pixels, outputs});
     finish.codes = optional<uint8_t>(Dtype::uint8, y_codes, "y_codes", {pixels, outputs});
-    if (!call.multiplier && (finish.y || finish.codes)) throw py::value_error("multiplier: needed for y and y_codes");
+    if (call.multiplier ? finish.sums || !(finish.y || finish.codes) : !finish.sums || finish.y || finish.codes)
+        throw py::value_error(
+            "y_sums, y, y_codes: expected y_sums without a multiplier, y or y_codes or both with one");
     if (finish.codes) {
         if (scales[2].is_none()) throw py::value_error("scales: needed for y_codes");
         finish.out_scale = py::cast<float>(scales[2]);

@@ -209,7 +209,7 @@ void check_contiguous(const Tensor& tensor, const char* name) {
         if (tensor.shape[i] != 1 && tensor.strides[i] != stride)
             refuse(name,
                    "has strides " + to_string(tensor.strides.data(), tensor.ndim) + ", expected a contiguous tensor");
-        stride *= tensor.shape[i];
+        stride *= std::max<int64_t>(tensor.shape[i], 1);  // as torch has it for tensors without elements
     }
 }
 

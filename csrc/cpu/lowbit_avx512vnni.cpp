@@ -134,7 +134,10 @@ struct LowbitAvx512 {
     static bool is_whole(int bits) { return bits == 1 || bits == 2 || bits == 4 || bits == 8; }
 
     static void spread(const uint8_t* codes, int64_t k, int bits, int8_t* to) {
-        if (!is_whole(bits)) return spread_codes(codes, k, bits, to);
+        if (!is_whole(bits)) {
+            std::memset(to + k, 0, static_cast<size_t>((k + 63) / 64 * 64 - k));
+            return spread_codes(codes, k, bits, to);
+        }
         const int64_t places = 8 / bits, size = (packed_bytes(k, bits) + 63) / 64 * 64;
         std::memset(to, 0, static_cast<size_t>(places * size));
         for (int64_t place = 0; place < places; ++place)
@@ -159,6 +162,15 @@ struct LowbitAvx512 {
     }
 
   private:
+    // In modular arithmetic: what lies between may be larger than the result.
+    static uint32_t add_lanes(__m512i value) {
+        const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(value), _mm512_extracti64x4_epi64(value, 1));
+        __m128i rest = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+        rest = _mm_add_epi32(rest, _mm_shuffle_epi32(rest, 0x4e));
+        rest = _mm_add_epi32(rest, _mm_shuffle_epi32(rest, 0xb1));
+        return static_cast<uint32_t>(_mm_cvtsi128_si32(rest));
+    }
+
     template <int Bits>
     static void rows_of(const RowProduct& call) {
         int64_t n = call.first;
@@ -209,7 +221,7 @@ struct LowbitAvx512 {
             SPOS_UNROLL
             for (int place = 1; place < places; ++place)
                 all = _mm512_add_epi32(all, _mm512_srai_epi32(sum[r][place], place * Bits));  // whole multiples
-            call.to[n + r] = _mm512_reduce_add_epi32(all) + 128 * call.sums[n + r];
+            call.to[n + r] = static_cast<int32_t>(add_lanes(all) + 128 * static_cast<uint32_t>(call.sums[n + r]));
         }
     }
 };

@@ -29,7 +29,9 @@ class Convolution {
         low_offset_ = arena_.take<int32_t>(outputs);
         if (!counting_) prepare_finish();
         quantize();
-        if (call_.groups > 1 && call_.inputs == 1 && call_.outputs == 1)
+        // The depthwise loop sums whole results in 32 bits.
+        const int64_t largest = ((int64_t{1} << call_.x_bits) - 1) * (int64_t{multiple()} << call_.w_bits);
+        if (call_.groups > 1 && call_.inputs == 1 && call_.outputs == 1 && taps() * largest <= INT32_MAX)
             depthwise();
         else if (call_.method == LowbitMethod::row)
             rows();
@@ -136,9 +138,9 @@ class Convolution {
         const int64_t left = column * call_.stride.width - call_.padding.width;
         int64_t tap = 0;
         for (int i = 0; i < call_.kernel.height; ++i) {
-            const int64_t y = top + i * call_.dilation.height;
+            const int64_t y = top + int64_t{i} * call_.dilation.height;
             for (int j = 0; j < call_.kernel.width; ++j, ++tap) {
-                const int64_t x = left + j * call_.dilation.width;
+                const int64_t x = left + int64_t{j} * call_.dilation.width;
                 const bool inside = y >= 0 && y < call_.in_height && x >= 0 && x < call_.in_width;
                 visit(tap, inside ? (image + y) * call_.in_width + x : -1);
             }

@@ -46,7 +46,7 @@ struct LowbitConv2d {
     LowbitFinish finish;        // the fields that the kernel cannot know: row_factor and offset are made here
     LowbitMethod method;
 
-    int64_t k() const { return kernel.height * kernel.width * inputs; }
+    int64_t k() const { return int64_t{kernel.height} * kernel.width * inputs; }
     int64_t pixels() const { return batch * out_height * out_width; }
 };
 

@@ -74,13 +74,13 @@ inline void row_product(const RowProduct& call) {
     uint8_t codes[chunk];
     for (int64_t n = call.first; n < call.end; ++n) {
         const uint8_t* const from = call.weight.data + n * call.weight.row_bytes;
-        int32_t sum = 0;
+        uint32_t sum = 0;  // modular: what lies between may be larger than the result
         for (int64_t k = 0; k < call.weight.k; k += chunk) {
             const int64_t count = std::min(chunk, call.weight.k - k);
             unpack_codes(from + k * call.weight.bits / 8, count, call.weight.bits, codes);
-            for (int64_t i = 0; i < count; ++i) sum += call.a[k + i] * codes[i];
+            for (int64_t i = 0; i < count; ++i) sum += static_cast<uint32_t>(call.a[k + i] * codes[i]);
         }
-        call.to[n] = sum + 128 * call.sums[n];
+        call.to[n] = static_cast<int32_t>(sum + 128 * static_cast<uint32_t>(call.sums[n]));
     }
 }
 

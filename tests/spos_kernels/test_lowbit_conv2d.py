@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lowbit_support import ISAS, Draws, force, poisoned, run_everywhere, same
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import spos_kernels as sk
 from spos_kernels import _C, lowbit_methods, lowbit_products
@@ -110,10 +112,56 @@ def test_floats_are_quantized_as_the_reference_does_it() -> None:
         assert found.flatten().tolist() == [-zero, most, -zero, most, -zero, *half, 0]
 
 
+def test_rounding_is_that_of_a_division() -> None:
+    """At ties of scales that are no powers of two, and next to them."""
+    for scale in (0.1, 0.37, 7.3):
+        step = torch.tensor(scale)
+        ties = (torch.arange(255) + 0.5) * step
+        x = torch.cat([ties, torch.nextafter(ties, ties - 1), torch.nextafter(ties, ties + 1)])
+        weight = sk.pack_weight(torch.ones(1, 1, 1, 1, dtype=torch.uint8), 1, zero_point=0)
+        found = sk.lowbit_conv2d(x.view(1, 1, 1, -1), weight, x_quantizer=sk.Quantizer(scale, 8))
+        assert torch.equal(found.flatten(), (x / step).round().clamp(0, 255).long()), scale
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_depthwise_sums_beyond_32_bits_are_exact(isa: _C.Isa, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = sk.pack_weight(torch.full((2, 1, 182, 182), 255, dtype=torch.uint8), 8, zero_point=0)
+    force(monkeypatch, isa, "dots")
+    found = sk.lowbit_conv2d(torch.full((1, 2, 182, 182), 255, dtype=torch.uint8), weight, groups=2)
+    assert found.flatten().tolist() == [182 * 182 * 255 * 255] * 2
+
+
+def test_a_default_dtype_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = sk.pack_weight(Draws(0).codes(2, 4, 3, 1, 1), 2, scale=torch.ones(4))
+    x = Draws(1).codes(2, 1, 3, 2, 2)
+    expected = sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(0.5, 2))
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(0.25, 2))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found, expected / 2)
+
+
+def test_a_trace_holds_the_operation_and_leaves_the_weight_as_it_was() -> None:
+    weight = sk.pack_weight(Draws(0).codes(2, 4, 3, 1, 1), 2, scale=torch.ones(4))
+    x, other = Draws(1).codes(2, 1, 3, 2, 2), Draws(2).codes(2, 1, 3, 2, 2)
+
+    def call(x: torch.Tensor) -> Any:
+        return sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(0.125, 2))
+
+    traced = make_fx(call)(x)
+    jitted = torch.jit.trace(call, (x,), check_trace=False)
+    for run in (traced, jitted):
+        assert torch.equal(run(other), call(other))
+    copy.deepcopy(weight)
+
+
 def test_an_empty_batch_gives_an_empty_result() -> None:
     weight = sk.pack_weight(Draws(0).codes(2, 4, 3, 1, 1), 2, scale=torch.ones(4))
     x = torch.zeros(0, 3, 5, 5, dtype=torch.uint8)
-    assert sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(1.0, 2)).shape == (0, 4, 5, 5)
+    for run in (sk.lowbit_conv2d, sk.lowbit_conv2d_reference):
+        assert run(x, weight, x_quantizer=sk.Quantizer(1.0, 2)).shape == (0, 4, 5, 5)
 
 
 def test_plans_are_measured_once_and_can_be_read() -> None:
@@ -183,6 +231,9 @@ def test_use_backend_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"groups": 4}, ValueError, "groups = 4"),
         ({"x_quantizer": sk.Quantizer(0.0, 2)}, ValueError, "x_quantizer.scale = 0.0"),
         ({"x_quantizer": sk.Quantizer(float("nan"), 2)}, ValueError, "x_quantizer.scale = nan"),
+        ({"x_quantizer": sk.Quantizer(torch.tensor(1.0), 2)}, TypeError, "x_quantizer.scale is a Tensor"),
+        ({"x_quantizer": sk.Quantizer(1e39, 2)}, ValueError, "x_quantizer.scale = 1e\\+39"),
+        ({"x": torch.zeros(1, 4, 0, 5, dtype=torch.uint8)}, ValueError, "H and W of at least 1"),
         ({"x_quantizer": sk.Quantizer(1.0, 9)}, ValueError, "x_quantizer.bits = 9"),
         ({"x_quantizer": sk.Quantizer(1.0, 2, 4)}, ValueError, "x_quantizer.zero_point = 4"),
         ({"x_quantizer": (1.0, 2, 0)}, TypeError, "x_quantizer is a tuple"),
@@ -216,3 +267,44 @@ def test_options_for_floats_are_refused_where_the_weight_has_no_scale() -> None:
     for options in ({"relu": True}, {"bias": torch.zeros(6)}, {"out_quantizer": sk.Quantizer(1.0)}):
         with pytest.raises(ValueError, match="for a weight without a scale"):
             sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(1.0, 2), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"y": None}, "y_sums, y, y_codes"),
+        ({"y_sums": torch.empty(4, 6, dtype=torch.int64)}, "y_sums, y, y_codes"),
+        ({"multiplier": None}, "y_sums, y, y_codes"),
+        ({"sizes": (2**20, 2**22, 2**22, 1, 1, 1, 8, 1, 1, 1, 2**31 - 1, 2**31 - 1, 0, 0, 1, 1)}, "more elements"),
+        ({"sizes": (1, 2, 2, 2, 2, 1, 4, 6, 65536, 65536, 1, 1, 32768, 32768, 1, 1)}, "sizes"),
+        ({"sizes": (1, 2, 2, 1, 1, 1, 4, 6, 3, 3, 2, 2, 0, 0, 1, 1)}, "the output's do not follow"),
+        ({"sizes": (1, 2, 2, 2, 2, 1, 4, 6, 2**40, 1, 1, 1, 0, 0, 1, 1)}, "positive integers below"),
+        ({"numbers": (8, 0, 2, 0, 0, 8, -(2**31))}, "residual_zero"),
+        ({"twice_zero": torch.full((1, 6), 9, dtype=torch.int32)}, "twice_zero"),
+        ({"packed": torch.zeros(6, 2, dtype=torch.uint8)}, "packed"),
+        ({"x": torch.zeros(4, 5, dtype=torch.uint8)}, "x"),
+    ],
+)
+def test_the_extension_keeps_memory_safe(change: dict[str, Any], words: str) -> None:
+    arguments: dict[str, Any] = {
+        "x": torch.zeros(4, 4, dtype=torch.uint8),
+        "packed": torch.zeros(6, 1, dtype=torch.uint8),
+        "sums": torch.zeros(1, 6, dtype=torch.int32),
+        "twice_zero": torch.zeros(1, 6, dtype=torch.int32),
+        "multiplier": torch.ones(1, 6),
+        "bias": None,
+        "residual": torch.zeros(4, 6, dtype=torch.uint8),
+        "y_sums": None,
+        "y": torch.empty(4, 6),
+        "y_codes": None,
+        "sizes": (1, 2, 2, 2, 2, 1, 4, 6, 1, 1, 1, 1, 0, 0, 1, 1),
+        "numbers": (8, 0, 2, 0, 0, 8, 0),
+        "scales": (None, 1.0, None),
+        "relu": False,
+        "method": 0,
+        "isa": _C.best_isa(),
+        "threads": 1,
+    }
+    _C.lowbit_conv2d(**arguments)
+    with pytest.raises(ValueError, match=words):
+        _C.lowbit_conv2d(**(arguments | change))

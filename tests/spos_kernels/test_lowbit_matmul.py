@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,28 @@ def test_the_longest_sums_are_exact(isa: _C.Isa, method: str, monkeypatch: pytes
         for quantizer in (sk.Quantizer(1.0, 8), sk.Quantizer(1.0, 8, 255)):
             found = sk.lowbit_matmul(x, weight, x_quantizer=quantizer)
             assert found.tolist() == [[exact if quantizer.zero_point == 0 else 0] * 3]
+        found = sk.lowbit_matmul(torch.zeros_like(x), weight, x_quantizer=sk.Quantizer(1.0, 8, 255))
+        assert found.tolist() == [[-exact] * 3]
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_long_sums_of_few_bits_are_exact(isa: _C.Isa, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = sk.pack_weight(torch.full((5, 140000), 255, dtype=torch.uint8), 8)
+    x = torch.ones(1, 140000, dtype=torch.uint8)
+    for method in ("dots", "row"):
+        force(monkeypatch, isa, method)
+        assert sk.lowbit_matmul(x, weight, x_quantizer=sk.Quantizer(1.0, 4)).tolist() == [[140000 * 127] * 5]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 5])
+def test_unused_bits_of_a_row_make_no_difference(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = sk.pack_weight(torch.ones(3, 1, dtype=torch.uint8), bits, zero_point=0)
+    weight = dataclasses.replace(weight, packed=weight.packed | (256 - 2**bits))
+    x = torch.full((1, 1), 7, dtype=torch.uint8)
+    for method in ("dots", "bits", "row"):
+        force(monkeypatch, _C.best_isa(), method)
+        sk.lowbit_matmul(torch.full((1, 64), 255, dtype=torch.uint8), Draws(0).weight(bits, False, 3, 64))
+        assert sk.lowbit_matmul(x, weight).tolist() == [[7] * 3], method
 
 
 def test_methods_that_could_not_hold_a_sum_are_not_taken() -> None:
