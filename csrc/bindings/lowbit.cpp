@@ -197,7 +197,8 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
     finish.sums = optional<int64_t>(Dtype::int64, y_sums, "y_sums", {pixels, outputs});
     finish.y = optional<float>(Dtype::float32, y, "y", {pixels, outputs});
     finish.codes = optional<uint8_t>(Dtype::uint8, y_codes, "y_codes", {pixels, outputs});
-    if (call.multiplier ? finish.sums || !(finish.y || finish.codes) : !finish.sums || finish.y || finish.codes)
+    const bool summed = !y_sums.is_none(), finished = !y.is_none() || !y_codes.is_none();
+    if (multiplier.is_none() ? !summed || finished : summed || !finished)
         throw py::value_error(
             "y_sums, y, y_codes: expected y_sums without a multiplier, y or y_codes or both with one");
     if (finish.codes) {
