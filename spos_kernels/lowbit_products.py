@@ -99,7 +99,7 @@ def run(call: Call) -> list[Tensor]:
                call.residual)  # fmt: skip
     x_scale = quantizer.scale if call.x.dtype == torch.float32 else None
     scales = (x_scale, beside.scale if beside else None, out.scale if out else None)
-    plain = is_plain(*(t for t in tensors if t is not None))
+    plain = is_plain(*[t for t in (call.x, weight.packed, call.bias, call.residual) if t is not None])
     kernel = _kernel if plain else torch.ops.spos_kernels.lowbit_products
     return list(kernel(*tensors, sizes, numbers, *scales, call.relu, call.keep))
 

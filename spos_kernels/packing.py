@@ -61,13 +61,13 @@ class PackedWeight:
         """Return what makes a result of a sum: scale times x_scale, halved for sums that are kept twice."""
         if self.scale is None:
             return None
-        if not is_plain(self.scale):  # of a trace: not to be kept
-            return self.scale * (x_scale / (2 if self.doubled else 1))
         found = self._multipliers.get(x_scale)
         if found is None:
-            if len(self._multipliers) >= 64:  # a scale that changes at every call
-                self._multipliers.clear()
-            found = self._multipliers[x_scale] = self.scale * (x_scale / (2 if self.doubled else 1))
+            found = self.scale * (x_scale / (2 if self.doubled else 1))
+            if is_plain(self.scale, found):  # not of a trace
+                if len(self._multipliers) >= 64:  # a scale that changes at every call
+                    self._multipliers.clear()
+                self._multipliers[x_scale] = found
         return found
 
 

@@ -1,13 +1,11 @@
 // Pieces of fake_quantize.h, for every vector type V; included by the per-instruction-set files.
 //
 // Bytes     8 an element in fp32 forward, 5 for codes, 12 backward. A division an element, which its own unit does
-// beside
-//           the loads, and for dorefa a tanh.
-// Sums      A piece's sum is taken lane by lane in the elements' precision over at most 512 terms, pieces are added in
-//           double precision, in their order.
+//           beside the loads, and for dorefa a tanh.
+// Sums      A piece's sum is taken lane by lane in the elements' precision over some hundred terms (at most 2,048),
+//           pieces are added in double precision, in their order.
 // Rounding  The last elements of a run or a row go through a masked vector: they get the same bits as any other. x / s
-// is
-//           the same division everywhere, so forward, codes and backward agree on every element.
+//           is the same division everywhere, so forward, codes and backward agree on every element.
 #pragma once
 
 #include "core/unroll.h"
