@@ -10,8 +10,8 @@
 namespace spos {
 namespace {
 
-struct LowbitAvx2 {
-    static constexpr int lanes = 8, panel = 2, bit_lanes = 1, bit_panel = 2, bit_tile_rows = 2;
+struct LowbitAvx2 : LowbitScalarParts {
+    static constexpr int lanes = 8, panel = 2;
     static constexpr bool saturates = true;  // vpmaddubsw, at 16 bits with a sign
     static constexpr int tile_rows(int) { return 3; }
     using Sum = __m256i;
@@ -38,30 +38,6 @@ struct LowbitAvx2 {
                      int8_t* to) {
         pack_through<LowbitAvx2>(rows, n0, count, vectors, half, scratch, to);
     }
-
-    using Counts = uint64_t;
-    static Counts no_counts() { return 0; }
-    static Counts twice(Counts value) { return 2 * value; }
-    static Counts words(const uint64_t* from) { return *from; }
-    static Counts word(const uint64_t* from) { return *from; }
-    static Counts count(Counts sum, Counts a, Counts b) {
-        return sum + static_cast<uint64_t>(__builtin_popcountll(a & b));
-    }
-    static void store_counts(int32_t* to, Counts value) { *to = static_cast<int32_t>(value); }
-
-    static void unpack(const uint8_t* from, int64_t count, int bits, uint8_t* to) {
-        unpack_codes(from, count, bits, to);
-    }
-    static void planes(const uint8_t* codes, int64_t count, int bits, int64_t words, uint64_t* to) {
-        planes_of_codes(codes, count, bits, words, to);
-    }
-    static int32_t sum(const uint8_t* codes, int64_t count) { return sum_codes(codes, count); }
-    static void copy(uint8_t* to, int64_t to_step, const uint8_t* from, int64_t from_step, int64_t pieces,
-                     int64_t bytes) {
-        copy_pieces(to, to_step, from, from_step, pieces, bytes);
-    }
-    static void row(const RowProduct& call) { row_product(call); }
-    static void spread(const uint8_t* codes, int64_t k, int bits, int8_t* to) { spread_codes(codes, k, bits, to); }
 
   private:
     static Sum add_pairs(Sum sum, __m256i products) {

@@ -13,6 +13,7 @@
 
 #include "core/arena.h"
 #include "core/parallel.h"
+#include "cpu/lowbit_windows.h"
 
 namespace spos {
 namespace {
@@ -20,7 +21,12 @@ namespace {
 class Convolution {
   public:
     Convolution(Isa isa, const LowbitConv2d& call, void* workspace, int threads)
-        : call_(call), body_(lowbit_body(isa)), arena_(workspace), counting_(!workspace), threads_(threads) {}
+        : call_(call),
+          windows_(call),
+          body_(lowbit_body(isa)),
+          arena_(workspace),
+          counting_(!workspace),
+          threads_(threads) {}
 
     size_t run() {
         const int64_t outputs = call_.groups * call_.outputs * call_.scale_groups;
@@ -120,31 +126,13 @@ class Convolution {
             int32_t* const acc = lines + slot * channels;
             for (int64_t pixel = begin * call_.out_width; pixel < end * call_.out_width; ++pixel) {
                 std::fill(acc, acc + channels, 0);
-                for_taps(pixel, [&](int64_t tap, int64_t from) {
+                windows_.for_taps(pixel, [&](int64_t tap, int64_t from) {
                     if (from >= 0)
                         body_.depthwise(codes_ + from * stride_, call_.x_zero, weight + tap * channels, channels, acc);
                 });
                 body_.finish(finish, {1, 0, channels, acc, channels, nullptr, pixel * channels, channels});
             }
         });
-    }
-
-    // Calls visit(tap, pixel of x, or -1 outside of the map) for an output pixel.
-    template <typename Visit>
-    void for_taps(int64_t pixel, const Visit& visit) const {
-        const int64_t column = pixel % call_.out_width, line = pixel / call_.out_width;
-        const int64_t image = line / call_.out_height * call_.in_height;
-        const int64_t top = line % call_.out_height * call_.stride.height - call_.padding.height;
-        const int64_t left = column * call_.stride.width - call_.padding.width;
-        int64_t tap = 0;
-        for (int i = 0; i < call_.kernel.height; ++i) {
-            const int64_t y = top + int64_t{i} * call_.dilation.height;
-            for (int j = 0; j < call_.kernel.width; ++j, ++tap) {
-                const int64_t x = left + int64_t{j} * call_.dilation.width;
-                const bool inside = y >= 0 && y < call_.in_height && x >= 0 && x < call_.in_width;
-                visit(tap, inside ? (image + y) * call_.in_width + x : -1);
-            }
-        }
     }
 
     // A few rows by packed weights as they are.
@@ -245,8 +233,8 @@ class Convolution {
                     const int64_t last = std::min(tiles * (block + 1) / blocks * tile, pixels);
                     int32_t* const own_sums = row_sums + slot * sums;
                     uint8_t* const own = gathered + slot * most * row_;
-                    if (!in_place) gather(first, last, source, stride, outside, own);
-                    if (any_factor_) sum_rows(first, last, pixel_sums, own_sums);
+                    if (!in_place) windows_.gather(body_, first, last, source, stride, outside, record_, row_, own);
+                    if (any_factor_) windows_.sum_rows(first, last, pixel_sums, own_sums);
                     const uint8_t* const a = in_place ? source + first * stride : own;
                     for (int64_t panel = panels_ * cut / cuts; panel < panels_ * (cut + 1) / cuts; ++panel)
                         multiply(group, panel, first, last, a, in_place ? stride : row_, panels, column, own_sums,
@@ -313,97 +301,6 @@ class Convolution {
             }
     }
 
-    // The columns of an output line whose tap j lies inside of the map.
-    struct Columns {
-        int64_t first, end;
-    };
-    Columns columns_of(int j) const {
-        const int64_t step = call_.stride.width, before = call_.padding.width - int64_t{j} * call_.dilation.width;
-        const int64_t first = before > 0 ? (before + step - 1) / step : 0;
-        const int64_t last = call_.in_width - 1 + before;  // times step, what is inside
-        return {std::min(first, call_.out_width), last < 0 ? 0 : std::min(last / step + 1, call_.out_width)};
-    }
-
-    // Calls visit(place of the segment's first pixel, kernel row, first pixel of its line in x or -1 outside, columns)
-    // for the pieces of output lines that make up pixels first .. last - 1.
-    template <typename Visit>
-    void for_segments(int64_t first, int64_t last, const Visit& visit) const {
-        for (int64_t pixel = first; pixel < last;) {
-            const int64_t line = pixel / call_.out_width, column = pixel % call_.out_width;
-            const Columns columns{column, std::min(call_.out_width, column + last - pixel)};
-            const int64_t image = line / call_.out_height * call_.in_height;
-            const int64_t top = line % call_.out_height * call_.stride.height - call_.padding.height;
-            for (int i = 0; i < call_.kernel.height; ++i) {
-                const int64_t y = top + int64_t{i} * call_.dilation.height;
-                visit(pixel - first, i, y < 0 || y >= call_.in_height ? -1 : (image + y) * call_.in_width, columns);
-            }
-            pixel += columns.end - columns.first;
-        }
-    }
-
-    static Columns clip(Columns columns, Columns to) {
-        const int64_t first = std::clamp(columns.first, to.first, to.end);
-        return {first, std::max(first, std::min(columns.end, to.end))};
-    }
-
-    void gather(int64_t first, int64_t last, const uint8_t* source, int64_t stride, const uint8_t* outside,
-                uint8_t* to) const {
-        const int64_t width = call_.kernel.width, step = call_.stride.width;
-        for_segments(first, last, [&](int64_t at, int i, int64_t line, Columns columns) {
-            uint8_t* const rows = to + at * row_ + i * width * record_;
-            // Taps beside each other in x as well: copied together where all are inside.
-            Columns whole{columns.first, columns.first};
-            if (line >= 0 && stride == record_ && call_.dilation.width == 1) {
-                whole = clip({columns_of(0).first, columns_of(static_cast<int>(width) - 1).end}, columns);
-                const int64_t x = whole.first * step - call_.padding.width;
-                if (whole.end > whole.first)
-                    body_.copy(rows + (whole.first - columns.first) * row_, row_, source + (line + x) * stride,
-                               step * stride, whole.end - whole.first, width * record_);
-            }
-            for (int j = 0; j < width; ++j) {
-                const Columns inside = line < 0 ? Columns{columns.end, columns.end} : clip(columns_of(j), columns);
-                uint8_t* const places = rows + j * record_;
-                const auto copy_columns = [&](int64_t begin, int64_t end, bool in_map) {
-                    if (begin >= end) return;
-                    const int64_t x = begin * step - call_.padding.width + int64_t{j} * call_.dilation.width;
-                    body_.copy(places + (begin - columns.first) * row_, row_,
-                               in_map ? source + (line + x) * stride : outside, in_map ? step * stride : 0, end - begin,
-                               record_);
-                };
-                copy_columns(columns.first, inside.first, false);
-                if (whole.end > whole.first) {
-                    copy_columns(inside.first, std::min(inside.end, whole.first), true);
-                    copy_columns(std::max(inside.first, whole.end), inside.end, true);
-                } else {
-                    copy_columns(inside.first, inside.end, true);
-                }
-                copy_columns(inside.end, columns.end, false);
-            }
-        });
-        const int64_t used = taps() * record_;
-        for (int64_t row = 0; used < row_ && row < last - first; ++row)
-            std::fill(to + row * row_ + used, to + (row + 1) * row_, uint8_t{0});
-    }
-
-    void sum_rows(int64_t first, int64_t last, const int32_t* pixel_sums, int32_t* to) const {
-        const int64_t groups = call_.scale_groups, rows = last - first, step = call_.stride.width;
-        const int32_t outside = static_cast<int32_t>(call_.inputs) * call_.x_zero;
-        std::fill(to, to + groups * rows, 0);
-        for_segments(first, last, [&](int64_t at, int, int64_t line, Columns columns) {
-            for (int j = 0; j < call_.kernel.width; ++j) {
-                const Columns inside = line < 0 ? Columns{columns.end, columns.end} : clip(columns_of(j), columns);
-                const int64_t x = int64_t{j} * call_.dilation.width - call_.padding.width;
-                for (int64_t i = 0; i < groups; ++i) {
-                    int32_t* const sums = to + i * rows + at - columns.first;
-                    for (int64_t c = columns.first; c < inside.first; ++c) sums[c] += outside;
-                    const int32_t* const from = pixel_sums + (line + x) * groups + i;
-                    for (int64_t c = inside.first; c < inside.end; ++c) sums[c] += from[c * step * groups];
-                    for (int64_t c = inside.end; c < columns.end; ++c) sums[c] += outside;
-                }
-            }
-        });
-    }
-
     void multiply(int64_t group, int64_t panel, int64_t first, int64_t last, const uint8_t* a, int64_t a_m,
                   const uint8_t* panels, int64_t column, const int32_t* row_sums, int32_t* acc, float* lines) const {
         const int64_t vector = first_vector(panel), n0 = vector * lanes_, rows = last - first;
@@ -431,6 +328,7 @@ class Convolution {
     static int64_t chunks(int64_t pixels) { return (pixels + chunk - 1) / chunk; }
 
     const LowbitConv2d& call_;
+    LowbitWindows windows_;
     LowbitBody body_;
     Arena arena_;
     bool counting_;

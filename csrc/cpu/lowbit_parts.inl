@@ -213,6 +213,35 @@ inline void finish_line_rows(const LowbitFinish& how, const FinishRows& rows, fl
         finish_line(how, rows.first, rows.count, rows.at + row * rows.stride, lines + row * rows.acc_m);
 }
 
+// What an instruction set without its own way to do it takes.
+struct LowbitScalarParts {
+    static constexpr int bit_lanes = 1, bit_panel = 2, bit_tile_rows = 2;
+
+    using Counts = uint64_t;
+    static Counts no_counts() { return 0; }
+    static Counts twice(Counts value) { return 2 * value; }
+    static Counts words(const uint64_t* from) { return *from; }
+    static Counts word(const uint64_t* from) { return *from; }
+    static Counts count(Counts sum, Counts a, Counts b) {
+        return sum + static_cast<uint64_t>(__builtin_popcountll(a & b));
+    }
+    static void store_counts(int32_t* to, Counts value) { *to = static_cast<int32_t>(value); }
+
+    static void unpack(const uint8_t* from, int64_t count, int bits, uint8_t* to) {
+        unpack_codes(from, count, bits, to);
+    }
+    static void planes(const uint8_t* codes, int64_t count, int bits, int64_t words, uint64_t* to) {
+        planes_of_codes(codes, count, bits, words, to);
+    }
+    static int32_t sum(const uint8_t* codes, int64_t count) { return sum_codes(codes, count); }
+    static void copy(uint8_t* to, int64_t to_step, const uint8_t* from, int64_t from_step, int64_t pieces,
+                     int64_t bytes) {
+        copy_pieces(to, to_step, from, from_step, pieces, bytes);
+    }
+    static void row(const RowProduct& call) { row_product(call); }
+    static void spread(const uint8_t* codes, int64_t k, int bits, int8_t* to) { spread_codes(codes, k, bits, to); }
+};
+
 template <class V>
 LowbitBody make_lowbit_body() {
     return {V::lanes, V::panel,      V::bit_lanes, V::bit_panel,    V::pack,         dots<V>, pack_bits<V>,
