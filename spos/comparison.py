@@ -140,7 +140,7 @@ def float_counterpart(child: nn.Module) -> nn.Module:
     return channels_last(network)
 
 
-def measure_latency(networks: Mapping[str, nn.Module], images: Tensor, *, runs: int = 20) -> dict[str, float]:
+def median_times(networks: Mapping[str, nn.Module], images: Tensor, *, runs: int = 20) -> dict[str, float]:
     """Return each network's median time for `images`, in seconds, over `runs` rounds in which all take turns."""
     times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.no_grad():

@@ -160,7 +160,7 @@ class SearchConfig:
     `parents` best so far (paper: 50, 20, 25, 25, 10; mutation probability 0.1 for each decision). Image counts are for
     each candidate: `calibration_images` training images recompute its batch-normalisation statistics,
     `validation_images` held-out images score it (0: all of them). Budgets are upper bounds in multiply-accumulates,
-    parameters and bit operations (in 2³⁰, see `spos.bitops`), 0 for none.
+    parameters, bit operations (in 2³⁰, see `spos.bitops`) and milliseconds (see `spos.measure_latency`), 0 for none.
     """
 
     population: int = 50
@@ -175,6 +175,8 @@ class SearchConfig:
     min_params: float = 0.0
     max_bitops: float = 0.0
     min_bitops: float = 0.0
+    max_latency: float = 0.0
+    min_latency: float = 0.0
     calibration_images: int = 2560
     validation_images: int = 0
     eval_batch_size: int = 128
@@ -186,8 +188,9 @@ class SearchConfig:
             _require(getattr(self, name) >= 0, self, name, "a non-negative integer")
         _require(0 < self.mutation_probability <= 1, self, "mutation_probability", "a probability in (0, 1]")
         _require(self.calibration_images >= 2, self, "calibration_images", "an integer of at least 2")
-        for name in ("max_flops", "min_flops", "max_params", "min_params", "max_bitops", "min_bitops"):
-            _require(getattr(self, name) >= 0, self, name, "a non-negative number, 0 for no bound")
+        for cost in ("flops", "params", "bitops", "latency"):
+            for name in (f"max_{cost}", f"min_{cost}"):
+                _require(getattr(self, name) >= 0, self, name, "a non-negative number, 0 for no bound")
 
     @property
     def evaluations(self) -> int:

@@ -74,6 +74,8 @@ HELP: dict[str, str] = {
     "search.min_params": "at least so many; 0 for no bound",
     "search.max_bitops": "budget: at most so many bit operations, MACs times both bits, in 2^30; 0 for no bound",
     "search.min_bitops": "at least so many; 0 for no bound",
+    "search.max_latency": "budget: milliseconds a batch, as `spos latency` has measured; 0 for none",
+    "search.min_latency": "lower bound in the same unit; 0 for none",
     "search.calibration_images": "training images that recompute batch-normalisation statistics, for each candidate",
     "search.validation_images": "held-out images that score a candidate; 0 for all of them",
     "search.eval_batch_size": "images in a batch of evaluation",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from torch import nn
 from spos.choices import ChoiceBlock, WidthChoice
 from spos.measurement import Measurement, Place, Shapes, SlicedCost
 from spos.sliced import SlicedModule
-from spos.space import Arch
+from spos.space import Arch, SearchSpace
 from spos.supernet import Supernet
 
 Measure = Callable[[Supernet, Arch], Measurement]
@@ -36,11 +36,26 @@ class CostTable:
     architecture is measured by itself.
     """
 
-    def __init__(self, net: Supernet, measure: Measure) -> None:
-        self._space = net.space
-        self._single: Callable[[Arch], int] = lambda arch: measure(net, arch).total(arch)
+    def __init__(self, space: SearchSpace) -> None:
+        self._space = space
+        self._single: Callable[[Arch], int] | None = None
         self._terms: dict[Scope, dict[tuple[int, ...], int]] = {}
-        self.additive = True
+
+    @classmethod
+    def of(cls, net: Supernet, measure: Measure) -> CostTable:
+        """Run the paths that together show every option."""
+        table = cls(net.space)
+        if not table._fill(net, measure):
+            table._single = lambda arch: measure(net, arch).total(arch)
+        return table
+
+    @property
+    def additive(self) -> bool:
+        """Whether the terms add up to the costs."""
+        return self._single is None
+
+    def _fill(self, net: Supernet, measure: Measure) -> bool:
+        """Add all terms, unless they turn out not to add up."""
         places: dict[Place, int] = {}
         sliced: dict[tuple[Place, SlicedModule], SlicedCost] = {}
         owners: dict[int, Place] = {}
@@ -48,23 +63,23 @@ class CostTable:
             shapes: dict[tuple[Place, int], list[Shapes]] = {}  # channels may be others for other widths
             for arch in _covering(net, base):
                 found = measure(net, arch)
-                self.additive = (
+                if not (
                     found.additive
                     and _agree(places, found.costs)
                     and _agree(sliced, found.sliced)
                     and _agree(shapes, found.shapes)
                     and _agree(owners, found.owners)
-                )
-                if not self.additive:
-                    return
+                ):
+                    return False
         for place, cost in places.items():
-            self._add(dict(place), cost)
+            self.add(dict(place), cost)
         for (place, module), sliced_cost in sliced.items():
             self._add_sliced(dict(place), module, sliced_cost)
+        return True
 
     def __call__(self, arch: Sequence[int]) -> int:
         checked = self._space.arch(arch)
-        if not self.additive:
+        if self._single is not None:
             return self._single(checked)
         return sum(term.get(tuple(checked[p] for p in scope), 0) for scope, term in self._terms.items())
 
@@ -78,7 +93,8 @@ class CostTable:
         low, high = self._extreme(np.min), self._extreme(np.max)
         return None if low is None or high is None else (low, high)
 
-    def _add(self, options: dict[int, int], cost: int) -> None:
+    def add(self, options: Mapping[int, int], cost: int) -> None:
+        """Add what architectures cost that take these options, by position."""
         scope = tuple(sorted(options))
         term, key = self._terms.setdefault(scope, {}), tuple(options[p] for p in scope)
         term[key] = term.get(key, 0) + cost
@@ -92,7 +108,7 @@ class CostTable:
         for indices in product(*(range(len(self._space.decisions[p].options)) for p in free)):
             for position, index in zip(free, indices, strict=True):
                 arch[position] = index
-            self._add(options | dict(zip(free, indices, strict=True)), cost.total(module, arch))
+            self.add(options | dict(zip(free, indices, strict=True)), cost.total(module, arch))
 
     def _options(self, position: int) -> int:
         """Return how many options a search draws from: others have a cost, but do not count to the range."""

@@ -1,11 +1,12 @@
-"""Counted costs of an architecture, and constraints on them.
+"""Costs of an architecture, counted and measured, and constraints on them.
 
 `spos.flops(net, arch)`, `spos.params(net, arch)` and `spos.bitops(net, arch)` count one path; `spos.flops <= 330e6` is
 a constraint. FLOPs are multiply-accumulates of convolutions, matrix products and attention for one image, as in arXiv
 1904.00420 and most of the field (recurrent layers are not counted); parameters are trainable weights on the path. Bit
 operations are the sum of MACs · w_bits · a_bits over the quantized layers, in units of 2³⁰, the "G" in which they are
 published: ResNet-18 at 2 bits has 6.32. Layers in full precision, such as the first and the last, count nothing. Counts
-are exact integers; in that unit they are floats without rounding, because it is a power of two.
+are exact integers; in that unit they are floats without rounding, because it is a power of two. Latencies, in
+milliseconds, are sums of measured times: `spos.measure_latency` gives them to a supernet.
 
 A supernet is measured once for each option, not once for each architecture: the costs of the options on a path, plus
 those of what every path shares, add up as long as the options of each block turn the same input shape into the same
@@ -43,6 +44,7 @@ __all__ = [
     "count_flops",
     "feasible",
     "flops",
+    "latency",
     "params",
     "profile",
 ]
@@ -71,9 +73,9 @@ class Constraint:
 
 
 class Cost:
-    """A counted cost: call it with (net, arch) for the value, compare it with a number for a constraint.
+    """A cost: call it with (net, arch) for the value, compare it with a number for a constraint.
 
-    Values and bounds are counts divided by `unit`, a power of two: integers where that is 1, floats otherwise.
+    Values and bounds are whole numbers divided by `unit`: integers where that is 1, floats otherwise.
     """
 
     def __init__(self, name: str, measure: Callable[[Supernet, Arch], Measurement], unit: int = 1) -> None:
@@ -82,7 +84,7 @@ class Cost:
         self.unit = unit
 
     def __call__(self, net: Supernet, arch: Sequence[int]) -> int | float:
-        """Return the cost of `arch`, exactly."""
+        """Return the cost of `arch`."""
         return self.value(self.table(net)(arch))
 
     def value(self, count: int) -> int | float:
@@ -110,7 +112,7 @@ class Cost:
         cache: dict[object, CostTable] = net.__dict__.setdefault("_cost_tables", {})
         key = (self.name, net.input_shape, tuple(p.requires_grad for p in net.parameters()))
         if key not in cache:
-            cache[key] = CostTable(net, self.measure)
+            cache[key] = CostTable.of(net, self.measure)
         return cache[key]
 
 
@@ -123,6 +125,35 @@ def _bound(name: str, bound: float) -> float:
 flops = Cost("flops", measure_flops)
 params = Cost("params", measure_params)
 bitops = Cost("bitops", measure_bitops, BITOPS_UNIT)
+
+
+class _MeasuredCost(Cost):
+    """A cost whose table was measured beforehand, on the machine that counts, and given to the supernet."""
+
+    def __init__(self, name: str, unit: int) -> None:
+        self.name, self.unit = name, unit
+
+    def table(self, net: Supernet) -> CostTable:
+        if not isinstance(net, Supernet):
+            raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
+        if self.name not in net.__dict__:
+            raise ValueError(
+                f"{net.name} has no table of latencies: expected spos.measure_latency(net), or "
+                "spos.LatencyTable.load(path).attach(net), before"
+            )
+        table: CostTable = net.__dict__[self.name]
+        return table
+
+    def attach(self, net: Supernet, table: CostTable) -> None:
+        """Make `table` the supernet's."""
+        net.__dict__[self.name] = table
+
+    def known(self, net: Supernet) -> bool:
+        """Whether the supernet has a table."""
+        return self.name in net.__dict__
+
+
+latency = _MeasuredCost("latency", 10**6)  # nanoseconds in a millisecond
 
 
 class UnsatisfiableError(ValueError):

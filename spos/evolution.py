@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from spos.config import SearchConfig
-from spos.costs import Constraint, UnsatisfiableError, bitops, feasible, flops, params, profile
+from spos.costs import Constraint, UnsatisfiableError, bitops, feasible, flops, latency, params, profile
 from spos.data import Data
 from spos.draws import generator
 from spos.evaluation import Score, evaluate_population
@@ -44,7 +44,7 @@ class Candidate:
     """A scored architecture: validation `accuracy`, `top5` and `loss`, costs, and where it came from.
 
     `index` counts evaluations from 0, `generation` 0 is the first population; `seconds` is what scoring it took.
-    `bitops` is None in a space without bit widths.
+    `bitops` is None in a space without bit widths, `latency`, predicted, in milliseconds, where none was measured.
     """
 
     index: int
@@ -58,6 +58,7 @@ class Candidate:
     origin: Origin
     seconds: float
     bitops: float | None = None
+    latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,7 @@ def _score_generation(
                 origin=origins[arch],
                 seconds=seconds,
                 bitops=bitops(net, arch) if has_bits(net) else None,
+                latency=latency(net, arch) if latency.known(net) else None,
             )
         )
         index, clock = index + 1, time.perf_counter()
@@ -302,5 +304,7 @@ def _bounds(config: SearchConfig) -> list[Constraint]:
         (config.min_params, params.__ge__),
         (config.max_bitops, bitops.__le__),
         (config.min_bitops, bitops.__ge__),
+        (config.max_latency, latency.__le__),
+        (config.min_latency, latency.__ge__),
     )
     return [constrain(bound) for bound, constrain in bounds if bound > 0]

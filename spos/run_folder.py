@@ -2,7 +2,8 @@
 
 supernet.toml  supernet/        settings of the stage, and its run directory
 space.json                      the search space: its decisions, and the shapes around its blocks
-search.toml    search/          evolution and random search
+search.toml    search/          evolution and random search; search-<label> where there are several
+latency.json                    what every block of a packed network takes, measured
 retrain-<label>.toml  .json     settings, and which architecture it is
 retrain-<label>/
 report.html
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 SUPERNET, SEARCH = "supernet", "search"
 UNIFORM = "uniform:"  # begins the text of an architecture that takes the same option everywhere
-_RETRAIN = "retrain-"
+_RETRAIN, _SEARCH = "retrain-", "search-"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -39,7 +40,7 @@ class RunFolder:
             raise RunDirectoryError(f"{self.path} is a file: expected the folder of a run")
 
     def directory(self, stage: str) -> Path:
-        """The run directory of a stage: "supernet", "search" or "retrain-<label>"."""
+        """The run directory of a stage: "supernet", "search", "search-<label>" or "retrain-<label>"."""
         return self.path / stage
 
     def started(self, stage: str) -> bool:
@@ -70,10 +71,18 @@ class RunFolder:
         self._make()
         atomic_files.write_json(self.path / "space.json", describe_space(net) | {"data": images})
 
+    @property
+    def latency(self) -> Path:
+        """The table of latencies, where `spos latency` has written one."""
+        return self.path / "latency.json"
+
     def retrain_stages(self) -> list[str]:
         """Stages of retrained architectures that were started, in the order of their names, numbers by value."""
-        stages = [path.parent.name for path in self.path.glob(f"{_RETRAIN}*/run.json")]
-        return sorted(stages, key=lambda stage: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", stage)])
+        return self._started(_RETRAIN)
+
+    def search_stages(self) -> list[str]:
+        """Stages of searches that were started: "search" first, then those with a label, as `retrain_stages`."""
+        return [SEARCH] * self.started(SEARCH) + self._started(_SEARCH)
 
     def plan(self, stage: str) -> dict[str, Any]:
         """Which architecture a retraining stage is about: label, origin, arch, flops, params.
@@ -87,15 +96,28 @@ class RunFolder:
         self._make()
         atomic_files.write_json(self.path / f"{stage}.json", plan)
 
+    def _started(self, prefix: str) -> list[str]:
+        stages = [path.parent.name for path in self.path.glob(f"{prefix}*/run.json")]
+        return sorted(stages, key=lambda stage: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", stage)])
+
     def _make(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
 
 
 def retrain_stage(label: str) -> str:
     """The stage name of a retrained architecture. ValueError for a label that could not be part of a file name."""
+    return _RETRAIN + _checked(label)
+
+
+def search_stage(label: str | None) -> str:
+    """The stage name of a search, None for the one without a label. ValueError as `retrain_stage`."""
+    return SEARCH if label is None else _SEARCH + _checked(label)
+
+
+def _checked(label: str) -> str:
     if not _LABEL.fullmatch(label):
         raise ValueError(f"label = {label!r}: expected letters, digits, '-' and '_'")
-    return _RETRAIN + label
+    return label
 
 
 def describe_space(net: Supernet) -> dict[str, Any]:

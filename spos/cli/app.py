@@ -15,7 +15,7 @@ import typer
 
 from spos.cli.display import Display
 from spos.cli.settings import Options, resolve
-from spos.run_folder import SEARCH, SUPERNET, UNIFORM, RunFolder, retrain_stage
+from spos.run_folder import SEARCH, SUPERNET, UNIFORM, RunFolder, retrain_stage, search_stage
 
 app = typer.Typer(
     help="Single Path One-Shot architecture search: train a supernet, search it, retrain what was found, report.",
@@ -90,11 +90,35 @@ def train(
 
 
 @app.command()
+def latency(
+    run: Run,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images at a time.")] = 8,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs to take medians of.")] = 30,
+    check: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Random networks to compare with what is predicted of them.")
+    ] = 20,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Measure what each block of RUN's networks takes, packed, at every option: for searches within a latency."""
+    with _friendly(debug) as display:
+        from spos.cli.latency import measure
+
+        folder = RunFolder(run)
+        settings = resolve(folder, SUPERNET, Options(named={"threads": threads}))
+        measure(folder, settings, display, batch=batch, rounds=rounds, check=check)
+
+
+@app.command()
 def search(
     run: Run,
     random: Annotated[
         bool, typer.Option("--random", help="Random search of the same budget, beside the evolution.")
     ] = False,
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="One of several searches, of another budget: RUN/search-NAME."),
+    ] = None,
     max_flops: Annotated[
         float | None, typer.Option(metavar="N", help="Budget: multiply-accumulates for one image, such as 330e6.")
     ] = None,
@@ -105,6 +129,10 @@ def search(
         float | None, typer.Option(metavar="N", help="Budget: bit operations in units of 2^30, such as 6.5.")
     ] = None,
     min_bitops: Annotated[float | None, typer.Option(metavar="N", help="At least so many.")] = None,
+    max_latency: Annotated[
+        float | None, typer.Option(metavar="MS", help="Budget: milliseconds, as `spos latency RUN` has measured.")
+    ] = None,
+    min_latency: Annotated[float | None, typer.Option(metavar="MS", help="At least so many.")] = None,
     population: Annotated[int | None, typer.Option(metavar="N", help="Random candidates to start from.")] = None,
     generations: Annotated[int | None, typer.Option(metavar="N", help="Rounds of evolution after them.")] = None,
     config: ConfigFile = None,
@@ -125,12 +153,15 @@ def search(
             "search.min_params": min_params,
             "search.max_bitops": max_bitops,
             "search.min_bitops": min_bitops,
+            "search.max_latency": max_latency,
+            "search.min_latency": min_latency,
             "search.population": population,
             "search.generations": generations,
             "seed": seed,
             "threads": threads,
         }
-        stages.search(folder, resolve(folder, SEARCH, Options(config, set_ or (), named)), display, random=random)
+        settings = resolve(folder, search_stage(label), Options(config, set_ or (), named))
+        stages.search(folder, settings, display, label=label, random=random)
 
 
 @app.command()
@@ -144,12 +175,18 @@ def retrain(
             "Without it, the best that evolution found.",
         ),
     ] = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which search's: the best of RUN/search-NAME.")
+    ] = None,
     arch_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help='JSON file of one: a list, or an object with "arch".')
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Names RUN/retrain-NAME; default best, given with --arch, uniform-w2a2."),
+        typer.Option(
+            metavar="NAME",
+            help="Names RUN/retrain-NAME; default best, the search's name, given with --arch, uniform-w2a2.",
+        ),
     ] = None,
     random_archs: Annotated[
         int,
@@ -172,11 +209,17 @@ def retrain(
         from spos.cli import stages
 
         folder, chosen = RunFolder(run), _read_arch(arch, arch_file)
-        label = label or (_uniform_label(chosen) if isinstance(chosen, str) else "best" if chosen is None else "given")
+        if chosen is not None and search is not None:
+            raise ValueError("--search is given beside an architecture: expected one of them")
+        if isinstance(chosen, str):
+            default = _uniform_label(chosen)
+        else:
+            default = search or "best" if chosen is None else "given"
+        label = label or default
         stage = retrain_stage(label)
         named = {"retrain.epochs": epochs, "seed": seed, "threads": threads}
         settings = resolve(folder, stage, Options(config, set_ or (), named))
-        stages.retrain(folder, settings, display, arch=chosen, label=label, random_archs=random_archs)
+        stages.retrain(folder, settings, display, arch=chosen, label=label, found_by=search, random_archs=random_archs)
 
 
 @app.command()

@@ -24,7 +24,7 @@ def deploy(
     import torch
 
     import spos
-    from spos.comparison import float_counterpart, measure_latency
+    from spos.comparison import float_counterpart, median_times
     from spos.modules import channels_last, fuse
     from spos_kernels import load_packed
 
@@ -53,7 +53,7 @@ def deploy(
         )
         x = torch.cat([x for x, _ in batches])[:batch].contiguous(memory_format=torch.channels_last)
         networks = {"packed": packed, "float32": float_counterpart(child), "trained": channels_last(fuse(child))}
-        times = measure_latency(networks, x, runs=runs)
+        times = median_times(networks, x, runs=runs)
         display.say(
             f"latency of {len(x)} images, {torch.get_num_threads()} threads, median of {runs} runs: "
             f"{_milliseconds(times['packed'])} packed, {_milliseconds(times['float32'])} as float32 layers "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from spos.cli.display import Display, duration
 from spos.config import Config
 from spos.run_directory import RunDirectoryError, versions
-from spos.run_folder import SEARCH, SUPERNET, UNIFORM, RunFolder, retrain_stage
+from spos.run_folder import SUPERNET, UNIFORM, RunFolder, retrain_stage, search_stage
 
 if TYPE_CHECKING:
     import spos
@@ -45,7 +45,9 @@ def train(folder: RunFolder, config: Config, display: Display) -> None:
     )
 
 
-def search(folder: RunFolder, config: Config, display: Display, *, random: bool = False) -> None:
+def search(
+    folder: RunFolder, config: Config, display: Display, *, label: str | None = None, random: bool = False
+) -> None:
     """Evolves architectures, or draws as many at random, and scores them with the trained supernet's weights."""
     import spos
 
@@ -53,20 +55,25 @@ def search(folder: RunFolder, config: Config, display: Display, *, random: bool 
     data, net = prepare(config, display)
     with folder.open(SUPERNET) as run:
         spos.load_weights(net, run, "supernet")
-    _begin(folder, SEARCH, config, display)
+    stage = search_stage(label)
+    if folder.latency.exists():
+        spos.LatencyTable.load(folder.latency).attach(net)
+    elif config.search.max_latency or config.search.min_latency:
+        raise RunDirectoryError(f"{folder.latency} does not exist: run `spos latency {folder.path}` first")
+    _begin(folder, stage, config, display)
     method = spos.random_search if random else spos.evolve
     result = method(
         net,
         data,
         config=config.search,
         seed=config.seed,
-        run=folder.directory(SEARCH),
+        run=folder.directory(stage),
         progress=display.progress,
     )
     best = result.best
     display.say(
         f"{'random search' if random else 'evolution'}: {len(result.history)} candidates, best {_listed(best.arch)}: "
-        f"validation accuracy {best.accuracy:.2%}, {_cost(best.flops, best.params, best.bitops)}"
+        f"validation accuracy {best.accuracy:.2%}, {_cost(best.flops, best.params, best.bitops, best.latency)}"
     )
     _say_labels(net.space, best.arch, display)
 
@@ -78,15 +85,18 @@ def retrain(
     *,
     arch: Sequence[int] | str | None = None,
     label: str | None = None,
+    found_by: str | None = None,
     random_archs: int = 0,
 ) -> None:
     """Trains `arch`, or the best of the evolutionary search, from fresh weights; then random ones of the same cost.
 
-    `arch` may be text such as "uniform:w2a2", the same option in every decision of a kind.
+    `arch` may be text such as "uniform:w2a2", the same option in every decision of a kind. `found_by` is the label of
+    the search.
     """
     if arch is None:
-        require(folder, SEARCH, "spos search")
-        with folder.open(SEARCH) as run:
+        stage = search_stage(found_by)
+        require(folder, stage, "spos search", "" if found_by is None else f" --label {found_by}")
+        with folder.open(stage) as run:
             arch = (run.read_json("result") or {})["best"]["arch"]
         label, origin = label or "best", "search"
     else:
@@ -183,13 +193,14 @@ def _begin(folder: RunFolder, stage: str, config: Config, display: Display) -> N
         display.say(f"note: it was started with {'; '.join(changed)}: results may differ in the last digits")
 
 
-def require(folder: RunFolder, stage: str, command: str) -> None:
+def require(folder: RunFolder, stage: str, command: str, options: str = "") -> None:
     """RunDirectoryError, saying what to run, unless a stage is finished."""
+    what = f"`{command} {folder.path}{options}`"
     if not folder.started(stage):
-        raise RunDirectoryError(f"{folder.path} has no {stage} yet: run `{command} {folder.path}` first")
+        raise RunDirectoryError(f"{folder.path} has no {stage} yet: run {what} first")
     with folder.open(stage) as run:
         if run.read_json("result") is None:
-            raise RunDirectoryError(f"{run.path} is not finished: run `{command} {folder.path}` to go on with it")
+            raise RunDirectoryError(f"{run.path} is not finished: run {what} to go on with it")
 
 
 def _comparisons(net: spos.Supernet, chosen: Arch, count: int, seed: int) -> list[Arch]:
@@ -249,8 +260,9 @@ def _listed(arch: Sequence[Any]) -> str:
     return ",".join(map(str, arch))
 
 
-def _cost(flops: float, params: float, bitops: float | None = None) -> str:
+def _cost(flops: float, params: float, bitops: float | None = None, latency: float | None = None) -> str:
     bits = "" if bitops is None else f", {bitops:.4g} G bit operations"
+    bits += "" if latency is None else f", {latency:.3g} ms predicted"
     return f"{flops / 1e6:.2f} MFLOPs, {params / 1e6:.3f} M parameters{bits}"
 
 

@@ -30,7 +30,8 @@ def installation_lines() -> Iterator[str]:
 
 def run_lines(folder: RunFolder) -> Iterator[str]:
     """Each stage of a run: how far it is, and the best so far."""
-    stages = [SUPERNET, SEARCH, *folder.retrain_stages()]
+    searches = folder.search_stages() or [SEARCH]
+    stages = [SUPERNET, *searches, *folder.retrain_stages()]
     if not any(folder.started(stage) for stage in stages):
         raise RunDirectoryError(f"{folder.path} holds no run: expected a folder that `spos train` or `spos demo` made")
     space = folder.space()
@@ -39,7 +40,7 @@ def run_lines(folder: RunFolder) -> Iterator[str]:
     for stage in stages:
         if folder.started(stage):
             with folder.open(stage) as run:
-                yield from _search_lines(run) if stage == SEARCH else _training_lines(run, stage)
+                yield from _search_lines(run, stage) if stage in searches else _training_lines(run, stage)
         else:
             yield f"{stage}: not started"
 
@@ -62,16 +63,17 @@ def _training_lines(run: RunDirectory, stage: str) -> Iterator[str]:
         yield f"{text}; finished"
 
 
-def _search_lines(run: RunDirectory) -> Iterator[str]:
+def _search_lines(run: RunDirectory, stage: str) -> Iterator[str]:
+    of = "" if stage == SEARCH else f"{stage}, "
     for stream, name, result in (("evolution", "evolution", "result"), ("random", "random search", "result-random")):
         records = run.records(stream)
         if not records:
-            yield f"{name}: no candidate scored yet"
+            yield f"{of}{name}: no candidate scored yet"
             continue
         best = min(records, key=ranking_key)
         end = "finished" if run.read_json(result) else "not finished"
         bits = "" if best.get("bitops") is None else f", {best['bitops']:.4g} G bit operations"
         yield (
-            f"{name}: {len(records)} candidates, {end}; best {','.join(map(str, best['arch']))}, "
+            f"{of}{name}: {len(records)} candidates, {end}; best {','.join(map(str, best['arch']))}, "
             f"validation accuracy {best['accuracy']:.2%}, {best['flops'] / 1e6:.2f} MFLOPs{bits}"
         )

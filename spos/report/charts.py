@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from spos.report.collect import Retrained, RunData, Training
+from spos.report.collect import CostAxis, Retrained, RunData, Search, Training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,12 +27,14 @@ _FEW_POINTS = 400
 _TEXT: dict[str, Any] = {"parse_math": False}  # names come from files: a dollar sign is a dollar sign
 
 
-def search_chart(run: RunData) -> str:
+_SEARCHED = {"evolution": "c0", "random search": "c1"}
+
+
+def search_chart(search: Search) -> str:
     """Accuracy of every candidate over evaluations, and the best so far: evolution, and random search beside it."""
     figure, (axes,) = _figure(1, 3.5)
-    for searched, colour, name in ((run.random, "c1", "random search"), (run.evolution, "c0", "evolution")):
-        if searched is None:
-            continue
+    for name, searched in reversed(search.ways):
+        colour = _SEARCHED[name]
         accuracy = 100 * np.array([c["accuracy"] for c in searched.candidates])
         number = np.arange(1, len(accuracy) + 1)
         axes.plot(number, accuracy, ".", ms=4.5, mew=0, alpha=0.5, color=_COLOURS[colour])
@@ -44,28 +46,27 @@ def search_chart(run: RunData) -> str:
             color=_COLOURS[colour],
             label=f"{name}, best so far",
         )
-    if run.evolution:
-        generations = [c["generation"] for c in run.evolution.candidates]
+    if search.evolution:
+        generations = [c["generation"] for c in search.evolution.candidates]
         for start in np.flatnonzero(np.diff(generations)) + 1.5:
             axes.axvline(start, lw=0.6, color=_COLOURS["grid"], zorder=0)
     axes.set_xlabel("candidates evaluated")
     axes.set_ylabel("validation accuracy, %")
     _legend(axes, "lower right")
-    return _svg(figure, "search", "Validation accuracy of candidates over the number evaluated")
+    return _svg(figure, _named("search", search), "Validation accuracy of candidates over the number evaluated")
 
 
-def scatter_chart(run: RunData, budget: float | None) -> str:
+def scatter_chart(search: Search, cost: CostAxis, budget: float | None) -> str:
     """Accuracy against cost of every candidate, with the architecture found marked and the budget as a line."""
     figure, (axes,) = _figure(1, 3.5)
-    for searched, colour, name in ((run.random, "c1", "random search"), (run.evolution, "c0", "evolution")):
-        if searched is not None:
-            costs = [run.cost.of(c) for c in searched.candidates]
-            accuracy = [100 * c["accuracy"] for c in searched.candidates]
-            axes.plot(costs, accuracy, ".", ms=5, mew=0, alpha=0.55, color=_COLOURS[colour], label=name)
-    best = run.evolution.best if run.evolution else run.random.best if run.random else None
+    for name, searched in reversed(search.ways):
+        costs = [cost.of(c) for c in searched.candidates]
+        accuracy = [100 * c["accuracy"] for c in searched.candidates]
+        axes.plot(costs, accuracy, ".", ms=5, mew=0, alpha=0.55, color=_COLOURS[_SEARCHED[name]], label=name)
+    best = search.best
     if best is not None:
         axes.plot(
-            run.cost.of(best),
+            cost.of(best),
             100 * best["accuracy"],
             "o",
             ms=8,
@@ -75,11 +76,15 @@ def scatter_chart(run: RunData, budget: float | None) -> str:
             label="architecture found",
         )
     if budget:
-        axes.axvline(budget / run.cost.scale, lw=1, ls=(0, (4, 3)), color=_COLOURS["muted"], label="budget")
-    axes.set_xlabel(run.cost.label)
+        axes.axvline(budget / cost.scale, lw=1, ls=(0, (4, 3)), color=_COLOURS["muted"], label="budget")
+    axes.set_xlabel(cost.label)
     axes.set_ylabel("validation accuracy, %")
     _legend(axes, "lower right")
-    return _svg(figure, "scatter", f"Validation accuracy against {run.cost.name} of every candidate")
+    return _svg(figure, _named("scatter", search), f"Validation accuracy against {cost.name} of every candidate")
+
+
+def _named(chart: str, search: Search) -> str:
+    return f"{chart}-{search.label}" if search.label else chart
 
 
 def retrained_chart(retrained: Sequence[Retrained]) -> str:

@@ -88,6 +88,32 @@ class Searched:
 
 
 @dataclass(frozen=True)
+class Search:
+    """A search of one budget, by evolution and at random, either of which may be missing. `label` "" if it has none."""
+
+    label: str
+    evolution: Searched | None
+    random: Searched | None
+    constraints: Sequence[str]
+    config: Config | None
+
+    @property
+    def ways(self) -> list[tuple[str, Searched]]:
+        """Those that are there, by name, evolution first."""
+        return [(n, s) for n, s in (("evolution", self.evolution), ("random search", self.random)) if s]
+
+    @property
+    def candidates(self) -> list[Record]:
+        """All that were scored."""
+        return [c for _, s in self.ways for c in s.candidates]
+
+    @property
+    def best(self) -> Record | None:
+        """The best that evolution found, or random search where there is no evolution."""
+        return next((s.best for _, s in self.ways if s.best), None)
+
+
+@dataclass(frozen=True)
 class RunData:
     """Everything that is in the folder of a run."""
 
@@ -95,9 +121,7 @@ class RunData:
     created: str
     space: Mapping[str, Any] | None
     supernet: Training | None
-    evolution: Searched | None
-    random: Searched | None
-    constraints: Sequence[str]
+    searches: Sequence[Search]
     retrained: Sequence[Retrained]
     settings: Mapping[str, str]
     versions: Mapping[str, Any]
@@ -112,29 +136,32 @@ class RunData:
     @property
     def cost(self) -> CostAxis:
         """Bit operations where bits were searched, else FLOPs."""
-        candidates = [c for s in (self.evolution, self.random) if s for c in s.candidates[:1]]
-        mixed = any(c.get("bitops") is not None for c in candidates) or any(
+        mixed = any(c.get("bitops") is not None for s in self.searches for c in s.candidates[:1]) or any(
             r.bitops is not None for r in self.retrained
         )
         return BITOPS if mixed else FLOPS
 
     @property
+    def best(self) -> Record | None:
+        """The best of the first search that found one."""
+        return next((s.best for s in self.searches if s.best), None)
+
+    @property
     def architecture(self) -> tuple[int, ...] | None:
         """What the run is about in the end: the best that evolution found, else what was retrained first."""
-        for searched in (self.evolution, self.random):
-            if searched and searched.best:
-                return tuple(searched.best["arch"])
+        if self.best:
+            return tuple(self.best["arch"])
         return next((r.arch for r in self.retrained if r.arch), None)
 
 
 def collect(folder: RunFolder) -> RunData:
     """Reads a run's folder. RunDirectoryError if no stage of a run has been started in it."""
-    stages = [stage for stage in (SUPERNET, SEARCH) if folder.started(stage)] + folder.retrain_stages()
+    searched = folder.search_stages()
+    stages = [SUPERNET] * folder.started(SUPERNET) + searched + folder.retrain_stages()
     if not stages:
         raise RunDirectoryError(f"{folder.path} holds no run: expected a folder with supernet/, search/ or retrain-*/")
-    supernet = evolution = random = None
-    constraints: Sequence[str] = ()
-    retrained, identity = [], {}
+    supernet = None
+    searches, retrained, identity = [], [], {}
     created = ""
     versions: Mapping[str, Any] = {}
     for stage in stages:
@@ -143,9 +170,8 @@ def collect(folder: RunFolder) -> RunData:
             created, versions = created or run.created, versions or run.versions
             if stage == SUPERNET:
                 supernet = _training(run, stage)
-            elif stage == SEARCH:
-                evolution, random = _searched(run, "evolution", "result"), _searched(run, "random", "result-random")
-                constraints = (run.read_json("result") or run.read_json("result-random") or {}).get("constraints", ())
+            elif stage in searched:
+                searches.append(_search(run, stage, folder.settings(stage)))
             else:
                 retrained.append(_retrained(run, stage, folder.plan(stage)))
     configs = {stage: config for stage in stages if (config := folder.settings(stage))}
@@ -154,9 +180,7 @@ def collect(folder: RunFolder) -> RunData:
         created=created,
         space=folder.space(),
         supernet=supernet,
-        evolution=evolution,
-        random=random,
-        constraints=constraints,
+        searches=searches,
         retrained=retrained,
         settings={stage: config_file.dumps(config) for stage, config in configs.items()},
         versions=versions,
@@ -167,6 +191,13 @@ def collect(folder: RunFolder) -> RunData:
 
 def _training(run: RunDirectory, stage: str) -> Training:
     return Training(stage, run.config, run.records("train"), run.read_json("result"))
+
+
+def _search(run: RunDirectory, stage: str, config: Config | None) -> Search:
+    result = run.read_json("result") or run.read_json("result-random") or {}
+    evolution, random = _searched(run, "evolution", "result"), _searched(run, "random", "result-random")
+    label = stage.removeprefix(SEARCH).removeprefix("-")
+    return Search(label, evolution, random, result.get("constraints", ()), config)
 
 
 def _searched(run: RunDirectory, stream: str, result: str) -> Searched | None:

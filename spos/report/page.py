@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
+from spos.config import Config
 from spos.report import charts
-from spos.report.collect import BITOPS, Retrained, RunData, Searched, Training
+from spos.report.collect import BITOPS, Retrained, RunData, Search, Searched, Training
 from spos.report.drawing import draw_architecture
 from spos.report.style import STYLE
 
@@ -21,8 +21,7 @@ def render(run: RunData) -> str:
     sections = [
         _header(run, title),
         _architecture(run),
-        _search(run),
-        _scatter(run),
+        *(part for search in run.searches for part in (_search(run, search), _scatter(run, search))),
         _retrained(run),
         _deployed(run),
         _losses(run),
@@ -59,11 +58,11 @@ def _header(run: RunData, title: str) -> str:
 def _numbers(run: RunData) -> Iterator[tuple[str, str]]:
     found = run.found
     result = found.training.result if found else None
-    best = _best(run)
+    best = run.best
     if found and result:
         yield "test accuracy, retrained", _percent(result["test_accuracy"], result["test_images"])
     elif best:
-        yield "best validation accuracy", _percent(best["accuracy"], _validation_images(run))
+        yield "best validation accuracy", _percent(best["accuracy"], _validation_images(run, run.config))
     elif run.supernet and run.supernet.records:
         yield "supernet training loss", _text(f"{run.supernet.records[-1]['loss']:.3f}")
     costs = best or (vars(found) if found and found.flops and found.params else None)
@@ -72,7 +71,7 @@ def _numbers(run: RunData) -> Iterator[tuple[str, str]]:
         yield "parameters", f"{costs['params'] / 1e6:,.2f} <small>M</small>"
         if costs.get("bitops") is not None:
             yield "bit operations", f"{costs['bitops']:.4g} <small>G</small>"
-    candidates = sum(len(s.candidates) for s in (run.evolution, run.random) if s)
+    candidates = sum(len(s.candidates) for s in run.searches)
     if candidates:
         yield "candidates scored", f"{candidates:,}"
     yield "time of all stages", _text(_duration(_total_seconds(run)))
@@ -82,9 +81,9 @@ def _missing(run: RunData) -> list[str]:
     missing = []
     if not (run.supernet and run.supernet.result):
         missing.append("a finished supernet")
-    if not (run.evolution and run.evolution.finished):
+    if not any(s.evolution and s.evolution.finished for s in run.searches):
         missing.append("a finished evolution")
-    if not (run.random and run.random.finished):
+    if not any(s.random and s.random.finished for s in run.searches):
         missing.append("a finished random search to compare with")
     if not (run.found and run.found.training.result):
         missing.append("the architecture found, retrained and tested")
@@ -97,7 +96,7 @@ def _architecture(run: RunData) -> str:
     arch = run.architecture
     if arch is None:
         return ""
-    what = "architecture found" if _best(run) else "retrained architecture"
+    what = "architecture found" if run.best else "retrained architecture"
     caption = f"The {what}: {', '.join(map(str, arch))}. A box for each decision, in order, coloured by its option"
     if run.space and any(block.get("widths") for block in run.space["blocks"]):
         caption += ", with the widths inside of a block below it"
@@ -106,39 +105,41 @@ def _architecture(run: RunData) -> str:
     return _section(f"The {what}", _figure(draw_architecture(arch, run.space), _text(caption + ".")))
 
 
-def _search(run: RunData) -> str:
-    if not (run.evolution or run.random):
+def _search(run: RunData, search: Search) -> str:
+    if not search.ways:
         return ""
     said = [
         f"{name} scored {len(s.candidates):,} candidates, the best at {100 * s.best['accuracy']:.2f}%"
-        for name, s in (("evolution", run.evolution), ("random search", run.random))
-        if s and s.best
+        for name, s in search.ways
+        if s.best
     ]
     caption = f"{'; '.join(said)}. Dots are candidates, lines the best so far"
-    caption += ", thin vertical lines separate generations." if run.evolution else "."
-    images = _validation_images(run)
-    best = _best(run)
+    caption += ", thin vertical lines separate generations." if search.evolution else "."
+    images = _validation_images(run, search.config)
+    best = search.best
     if images and best:
         error = 100 * charts.standard_error(best["accuracy"], images)
         caption += f" One standard error of an accuracy at {images:,} validation images is {error:.2f} points."
-    return _section("Evolution and random search", _figure(charts.search_chart(run), _text(_sentence(caption))))
+    title = "Evolution and random search" + (f": {search.label}" if search.label else "")
+    return _section(title, _figure(charts.search_chart(search), _text(_sentence(caption))))
 
 
-def _scatter(run: RunData) -> str:
-    best = _best(run)
+def _scatter(run: RunData, search: Search) -> str:
+    best = search.best
     if best is None:
         return ""
     cost = run.cost
-    budget = getattr(run.config.search, f"max_{cost.key}") if run.config else 0
-    costs = [cost.of(c) for s in (run.evolution, run.random) if s for c in s.candidates]
+    budget = getattr(search.config.search, f"max_{cost.key}") if search.config else 0
+    costs = [cost.of(c) for c in search.candidates]
     mark = f"{cost.of(best):.4g} {cost.unit} and {100 * best['accuracy']:.2f}%"
     caption = (
         f"All {len(costs):,} candidates, scored with the supernet's weights; they span {min(costs):.3g} to "
         f"{max(costs):.3g} {cost.unit}. The one found has {mark}."
     )
-    if run.constraints:
-        caption += f" Constraints: {'; '.join(run.constraints)}."
-    return _section("Accuracy and cost of candidates", _figure(charts.scatter_chart(run, budget), _text(caption)))
+    if search.constraints:
+        caption += f" Constraints: {'; '.join(search.constraints)}."
+    title = "Accuracy and cost of candidates" + (f": {search.label}" if search.label else "")
+    return _section(title, _figure(charts.scatter_chart(search, cost, budget), _text(caption)))
 
 
 def _retrained(run: RunData) -> str:
@@ -155,7 +156,7 @@ def _retrained(run: RunData) -> str:
 
 def _retrained_row(run: RunData, one: Retrained) -> Row:
     result = one.training.result
-    known = {tuple(c["arch"]): c["accuracy"] for s in (run.random, run.evolution) if s for c in s.candidates}
+    known = {tuple(c["arch"]): c["accuracy"] for s in reversed(run.searches) for c in reversed(s.candidates)}
     inherited = known.get(one.arch) if one.arch else None
     bits = [f"{one.bitops:.4g}" if one.bitops is not None else _NONE] if run.cost is BITOPS else []
     return (
@@ -233,9 +234,9 @@ def _costs(run: RunData) -> str:
     rows: list[Row] = []
     if run.supernet:
         rows.append(_training_row("supernet", run.supernet))
-    for name, searched in (("evolution", run.evolution), ("random search", run.random)):
-        if searched and searched.best:
-            rows.append(_search_row(name, searched))
+    for search in run.searches:
+        of = f", {search.label}" if search.label else ""
+        rows += [_search_row(name + of, searched) for name, searched in search.ways if searched.best]
     rows += [_training_row(f"retraining, {one.label}", one.training) for one in run.retrained]
     total = ("all stages", "", _text(_duration(_total_seconds(run))), "", "")
     return _section("Costs", _table(("stage", "work", "#wall time", "#time for each", "outcome"), rows, total))
@@ -283,20 +284,16 @@ def _settings(run: RunData) -> str:
     return _section("Settings, versions, machine", "".join(parts))
 
 
-def _best(run: RunData) -> Any:
-    return next((s.best for s in (run.evolution, run.random) if s and s.best), None)
-
-
-def _validation_images(run: RunData) -> int:
+def _validation_images(run: RunData, config: Config | None) -> int:
     """Images that scored each candidate, 0 if not known."""
     held_out = int(run.space["data"]["validation"]) if run.space and "data" in run.space else 0
-    asked = run.config.search.validation_images if run.config else 0
+    asked = config.search.validation_images if config else 0
     return min(asked, held_out) if asked else held_out
 
 
 def _total_seconds(run: RunData) -> float:
     trained = [t.seconds for t in (run.supernet, *(r.training for r in run.retrained)) if t]
-    return sum(trained) + sum(s.seconds for s in (run.evolution, run.random) if s)
+    return sum(trained) + sum(way.seconds for s in run.searches for _, way in s.ways)
 
 
 def _section(title: str, body: str) -> str:

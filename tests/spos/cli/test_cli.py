@@ -247,7 +247,7 @@ class TestErrors:
 
 def test_every_option_is_explained() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"demo", "train", "search", "retrain", "deploy", "report", "info"}
+    assert set(commands) == {"demo", "train", "latency", "search", "retrain", "deploy", "report", "info"}
     for command in commands.values():
         assert command.help
         for parameter in command.params:

@@ -74,6 +74,44 @@ def test_from_training_to_the_report(spos: Command, images: Path, tmp_path: Path
     assert f"layer1.0.bits: {labels[0]}; layer1.0.width: " in svg and ", 16 channels of 8 by 8 to" in svg
 
 
+def test_searches_of_several_budgets(spos: Command, images: Path, tmp_path: Path) -> None:
+    assert spos("train", "run", "--data", images, *SPACE, *STEPS).status == 0
+    outcome = spos("search", "run", *BUDGET, "--label", "fast", "--max-latency", 1)
+    assert outcome.status == 2 and "run `spos latency run` first" in outcome.err
+    outcome = spos("latency", "run", "--batch", 2, "--rounds", 2, "--check", 3)
+    assert outcome.status == 0, outcome.err
+    assert "run/latency.json: 8 blocks, 144 times for 2 images" in outcome.out
+    assert "3 random networks, measured whole" in outcome.out and "rank correlation" in outcome.out
+    for label, option, budget in (("fast", "--max-latency", 1000), ("small", "--max-bitops", 0.006)):
+        outcome = spos("search", "run", *BUDGET, "--label", label, option, budget)
+        assert outcome.status == 0 and "ms predicted" in outcome.out, outcome.err
+        best = json.loads(Path(f"run/search-{label}/result.json").read_text())["best"]
+        assert best["latency"] > 0 and best["bitops"] > 0
+        outcome = spos("retrain", "run", "--search", label)
+        assert outcome.status == 0 and f"{label}: architecture {','.join(map(str, best['arch']))}" in outcome.out
+        assert json.loads(Path(f"run/retrain-{label}.json").read_text())["arch"] == best["arch"]
+    assert not Path("run/search").exists()
+    out = spos("info", "run").out
+    assert "search-fast, evolution: 8 candidates, finished" in out and "search-small, evolution:" in out
+    assert spos("report", "run").status == 0
+    page = html.unescape((tmp_path / "run" / "report.html").read_text())
+    for label, constraint in (("fast", "latency <= 1000"), ("small", "bitops <= 0.006")):
+        assert f"Evolution and random search: {label}</h2>" in page and f"Constraints: {constraint}." in page
+        assert f"evolution, {label}</td>" in page
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+    for words, message in (
+        (("retrain", "run"), "run has no search yet: run `spos search run` first"),
+        (("retrain", "run", "--search", "none"), "no search-none yet: run `spos search run --label none` first"),
+        (("retrain", "run", "--search", "fast", "--arch", "uniform:w2a2"), "--search is given beside an architecture"),
+        (("search", "run", "--label", "a/b"), "label = 'a/b': expected letters, digits, '-' and '_'"),
+        (("latency", "none"), "none has no supernet yet: run `spos train none` first"),
+    ):
+        outcome = spos(*words)
+        assert outcome.status == 2 and message in outcome.err, outcome.err
+
+
 def test_bad_bits_are_named(spos: Command, images: Path) -> None:
     for setting, words in (
         ('space.bits=["w9a1"]', "bits = 'w9a1': expected a label such as 'w2a4'"),

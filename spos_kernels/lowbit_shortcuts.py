@@ -1,0 +1,108 @@
+"""Calls of low-bit operations like earlier ones: past the checks, which take longer than a product of one row.
+
+What follows from the shapes, dtypes and options of a call is kept with its weight, under these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spos_kernels.backends import is_plain, is_plain_tensor, takes_kernels
+from spos_kernels.lowbit_products import Call, Launch, launch_of, run_kernel
+from spos_kernels.packing import PackedWeight
+
+MOST_SHORTCUTS = 64  # of a weight
+
+
+class View(NamedTuple):
+    """Sizes and strides under which the memory of a tensor is what is wanted of it."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        return tensor if tensor.shape == self.size and tensor.stride() == self.stride else tensor.as_strided(*self)
+
+
+class Shortcut(NamedTuple):
+    """What a call like an earlier one needs no more checks for: all that follows from shapes, dtypes and options."""
+
+    x: View
+    residual: View | None
+    result: View
+    multiplier: Tensor | None
+    launch: Launch
+
+
+def shortcut_key(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None, residual: Tensor | None, *options: object
+) -> tuple[object, ...] | None:
+    """Return what a call is remembered by in `weight.shortcuts`; None for one that is not plain tensors on the kernels.
+
+    Two calls with the same key pass the same checks, and what they need of their tensors is the same.
+    """
+    if torch.compiler.is_compiling() or not isinstance(weight, PackedWeight):
+        return None
+    key: list[object] = [*options, *map(type, options)]  # types: True is 1, and a tuple equals a quantizer
+    for tensor in (x, bias, residual):
+        if tensor is None:
+            key.append(None)
+        elif is_plain_tensor(tensor) and tensor.is_cpu and tensor.layout is torch.strided:
+            key += (tensor.shape, tensor.stride(), tensor.dtype)
+        else:
+            return None
+    if not takes_kernels() or not is_plain():
+        return None
+    result = tuple(key)
+    try:
+        hash(result)
+    except TypeError:  # an option that will be refused
+        return None
+    return result
+
+
+def remember(
+    key: tuple[object, ...] | None,
+    call: Call,
+    given: Sequence[Tensor | None],
+    results: Tensor | tuple[Tensor, Tensor],
+) -> None:
+    """Keep what a call that has run came to, if it read the tensors given where they lie: others will be read alike.
+
+    given: x, bias and residual as the caller has them. results: what the caller is given.
+    """
+    if key is None or not all(map(_shares, given, (call.x, call.bias, call.residual))):
+        return
+    shortcuts = call.weight.shortcuts
+    if len(shortcuts) >= MOST_SHORTCUTS:  # shapes or scales that change at every call
+        shortcuts.clear()
+    result = results if isinstance(results, Tensor) else results[0]
+    shortcuts[key] = Shortcut(
+        View(tuple(call.x.shape), call.x.stride()),
+        None if call.residual is None else View(tuple(call.residual.shape), call.residual.stride()),
+        View(tuple(result.shape), result.stride()),
+        call.weight.multiplier(call.quantizer.scale),
+        launch_of(call),
+    )
+
+
+def _shares(given: Tensor | None, used: Tensor | None) -> bool:
+    return given is used is None or (
+        given is not None and used is not None and given.numel() > 0 and given.data_ptr() == used.data_ptr()
+    )
+
+
+def run_shortcut(
+    found: Shortcut, x: Tensor, weight: PackedWeight, bias: Tensor | None, residual: Tensor | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run a call that is like a remembered one."""
+    launch = found.launch
+    beside = None if residual is None or found.residual is None else found.residual.of(residual)
+    tensors = (found.x.of(x), weight.packed, weight.sums, weight.twice_zero, found.multiplier, bias, beside)
+    results = run_kernel(*tensors, launch.sizes, launch.numbers, *launch.scales, launch.relu, launch.keep)
+    shaped = [found.result.of(rows) for rows in results]
+    return shaped[0] if len(shaped) == 1 else (shaped[0], shaped[1])
