@@ -74,10 +74,15 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
-bench: $(VENV)/.built
+# What low-bit operations are compared with, and nothing else needs.
+$(VENV)/.peers: $(VENV)/.installed
+	@$(PIP) install -c constraints.txt onnxruntime
+	@touch $@
+
+bench: $(VENV)/.built $(VENV)/.peers
 	@$(BENCH) -m "not full"
 
-bench-full: $(VENV)/.built
+bench-full: $(VENV)/.built $(VENV)/.peers
 	@$(BENCH)
 
 # Its own environment: the lowest torch that pyproject.toml allows, everything else unpinned around it.

@@ -105,7 +105,7 @@ def run(call: Call) -> list[Tensor]:
     tensors = (call.x, weight.packed, weight.sums, weight.twice_zero, weight.multiplier(call.quantizer.scale),
                call.bias, call.residual)  # fmt: skip
     plain = is_plain(*[t for t in (call.x, weight.packed, call.bias, call.residual) if t is not None])
-    kernel = run_kernel if plain else torch.ops.spos_kernels.lowbit_products
+    kernel = _kernel if plain else torch.ops.spos_kernels.lowbit_products
     return list(kernel(*tensors, launch.sizes, launch.numbers, *launch.scales, launch.relu, launch.keep))
 
 
@@ -121,7 +121,7 @@ def launch_of(call: Call) -> Launch:
     return Launch(sizes, numbers, scales, call.relu, call.keep)
 
 
-def run_kernel(
+def _kernel(
     x: Tensor,
     packed: Tensor,
     sums: Tensor,
@@ -137,14 +137,13 @@ def run_kernel(
     relu: bool,
     keep: bool,
 ) -> list[Tensor]:
-    sizes, numbers = tuple(sizes), tuple(numbers)
-    how = _prepare(sizes, numbers[0], numbers[2], sums.shape[0], torch.get_num_threads())
+    launch = Launch(tuple(sizes), tuple(numbers), (x_scale, residual_scale, out_scale), relu, keep)
+    how = prepared(launch, sums.shape[0])
     y_sums, y, codes = _results(x, how.rows, how.columns, multiplier is not None, out_scale is not None, keep)
     tensors = (x, packed, sums, twice_zero, multiplier, bias, residual, y_sums, y, codes)
-    scales = (x_scale, residual_scale, out_scale)
 
     def work(method: int) -> None:
-        _C.lowbit_conv2d(*tensors, sizes, numbers, scales, relu, method, ISA, how.threads)
+        _C.lowbit_conv2d(*tensors, launch.sizes, launch.numbers, launch.scales, relu, method, ISA, how.threads)
 
     work(choose(how.key, how.methods, work))
     return [t for t in (y_sums, y, codes) if t is not None]
@@ -185,10 +184,21 @@ register(
     "lowbit_products",
     "(Tensor x, Tensor packed, Tensor sums, Tensor twice_zero, Tensor? multiplier, Tensor? bias, Tensor? residual, "
     "SymInt[] sizes, int[] numbers, float? x_scale, float? residual_scale, float? out_scale, bool relu, bool keep)",
-    run_kernel,
+    _kernel,
     _fake,
     "Tensor[]",
 )
+
+
+def prepared(launch: Launch, scale_groups: int) -> Prepared:
+    """Return what follows from the sizes of a call."""
+    sizes, numbers = launch.sizes, launch.numbers
+    return _prepare(sizes, numbers[0], numbers[2], scale_groups, torch.get_num_threads())
+
+
+def chosen(how: Prepared) -> int:
+    """Return the method that a call has been run by; there is one to look up because it has been run."""
+    return choose(how.key, how.methods, lambda _: None)
 
 
 @lru_cache(maxsize=4096)
@@ -196,11 +206,11 @@ def _prepare(sizes: tuple[int, ...], x_bits: int, w_bits: int, scale_groups: int
     batch, _, _, out_height, out_width, groups, inputs, outputs, kernel_height, kernel_width = sizes[:10]
     rows, columns = batch * out_height * out_width, groups * outputs
     threads = min(threads, threads_for(rows * columns * inputs * kernel_height * kernel_width // 4))
-    methods = _methods(sizes, scale_groups, w_bits, x_bits)
+    methods = methods_of(sizes, scale_groups, w_bits, x_bits)
     return Prepared(rows, columns, methods, threads, (*sizes, scale_groups, x_bits, w_bits, ISA.name, threads))
 
 
-def _methods(sizes: tuple[int, ...], scale_groups: int, w_bits: int, x_bits: int) -> tuple[str, ...]:
+def methods_of(sizes: tuple[int, ...], scale_groups: int, w_bits: int, x_bits: int) -> tuple[str, ...]:
     """Return the methods that can run a call and might be the fastest."""
     batch, _, _, out_height, out_width, groups, inputs, outputs, kernel_height, kernel_width, *rest = sizes
     if groups > 1 and inputs == 1 and outputs == 1:

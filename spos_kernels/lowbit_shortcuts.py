@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spos_kernels import _C, lowbit_products
 from spos_kernels.backends import is_plain, is_plain_tensor, takes_kernels
-from spos_kernels.lowbit_products import Call, Launch, launch_of, run_kernel
+from spos_kernels.lowbit_products import Call, chosen, launch_of, prepared
 from spos_kernels.packing import PackedWeight
 
 MOST_SHORTCUTS = 64  # of a weight
@@ -34,8 +35,10 @@ class Shortcut(NamedTuple):
     x: View
     residual: View | None
     result: View
-    multiplier: Tensor | None
-    launch: Launch
+    rows: tuple[int, int]  # of the results as the kernel writes them
+    wanted: tuple[bool, bool, bool]  # sums, floats, codes
+    weight: tuple[Tensor | None, ...]  # the kernel's arguments behind x
+    options: tuple[object, ...]  # and the last ones
 
 
 def shortcut_key(
@@ -48,6 +51,7 @@ def shortcut_key(
     if torch.compiler.is_compiling() or not isinstance(weight, PackedWeight):
         return None
     key: list[object] = [*options, *map(type, options)]  # types: True is 1, and a tuple equals a quantizer
+    key += (torch.get_num_threads(), lowbit_products.ISA, lowbit_products.methods_of)  # what the plan depends on
     for tensor in (x, bias, residual):
         if tensor is None:
             key.append(None)
@@ -81,12 +85,17 @@ def remember(
     if len(shortcuts) >= MOST_SHORTCUTS:  # shapes or scales that change at every call
         shortcuts.clear()
     result = results if isinstance(results, Tensor) else results[0]
+    weight, launch = call.weight, launch_of(call)
+    multiplier = weight.multiplier(call.quantizer.scale)
+    how = prepared(launch, weight.sums.shape[0])
     shortcuts[key] = Shortcut(
         View(tuple(call.x.shape), call.x.stride()),
         None if call.residual is None else View(tuple(call.residual.shape), call.residual.stride()),
         View(tuple(result.shape), result.stride()),
-        call.weight.multiplier(call.quantizer.scale),
-        launch_of(call),
+        (how.rows, how.columns),
+        (multiplier is None, multiplier is not None and (call.keep or call.out is None), call.out is not None),
+        (weight.packed, weight.sums, weight.twice_zero, multiplier),
+        (launch.sizes, launch.numbers, launch.scales, call.relu, chosen(how), lowbit_products.ISA, how.threads),
     )
 
 
@@ -100,9 +109,13 @@ def run_shortcut(
     found: Shortcut, x: Tensor, weight: PackedWeight, bias: Tensor | None, residual: Tensor | None
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run a call that is like a remembered one."""
-    launch = found.launch
     beside = None if residual is None or found.residual is None else found.residual.of(residual)
-    tensors = (found.x.of(x), weight.packed, weight.sums, weight.twice_zero, found.multiplier, bias, beside)
-    results = run_kernel(*tensors, launch.sizes, launch.numbers, *launch.scales, launch.relu, launch.keep)
-    shaped = [found.result.of(rows) for rows in results]
+    sums, floats, codes = found.wanted
+    results = (
+        torch.empty(found.rows, dtype=torch.int64) if sums else None,
+        torch.empty(found.rows, dtype=torch.float32) if floats else None,
+        torch.empty(found.rows, dtype=torch.uint8) if codes else None,
+    )
+    _C.lowbit_conv2d(found.x.of(x), *found.weight, bias, beside, *results, *found.options)
+    shaped = [found.result.of(rows) for rows in results if rows is not None]
     return shaped[0] if len(shaped) == 1 else (shaped[0], shaped[1])

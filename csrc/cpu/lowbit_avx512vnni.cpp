@@ -145,7 +145,7 @@ struct LowbitAvx512 {
                 to[place * size + byte] = static_cast<int8_t>(codes[i] - 128);
     }
 
-    // Four rows at once, so that the sums of one do not wait for each other.
+    // Several rows at once, so that the sums of one do not wait for each other.
     static void row(const RowProduct& call) {
         switch (call.weight.bits) {
             case 1:
@@ -162,18 +162,26 @@ struct LowbitAvx512 {
     }
 
   private:
-    // In modular arithmetic: what lies between may be larger than the result.
-    static uint32_t add_lanes(__m512i value) {
-        const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(value), _mm512_extracti64x4_epi64(value, 1));
-        __m128i rest = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-        rest = _mm_add_epi32(rest, _mm_shuffle_epi32(rest, 0x4e));
-        rest = _mm_add_epi32(rest, _mm_shuffle_epi32(rest, 0xb1));
-        return static_cast<uint32_t>(_mm_cvtsi128_si32(rest));
+    // The sums of the lanes of four vectors. In modular arithmetic: what lies between may be larger than the result.
+    static __m128i add_lanes(const __m512i (&of)[4]) {
+        const __m512i low = _mm512_add_epi32(_mm512_unpacklo_epi32(of[0], of[1]), _mm512_unpackhi_epi32(of[0], of[1]));
+        const __m512i high = _mm512_add_epi32(_mm512_unpacklo_epi32(of[2], of[3]), _mm512_unpackhi_epi32(of[2], of[3]));
+        const __m512i each = _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+        const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(each), _mm512_extracti64x4_epi64(each, 1));
+        return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    }
+
+    // The compiler's own form of it copies every sum twice an iteration, a quarter of the time.
+    static __m512i add_products(__m512i sum, __m512i a, __m512i b) {
+        asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+        return sum;
     }
 
     template <int Bits>
     static void rows_of(const RowProduct& call) {
+        constexpr int most = Bits >= 4 ? 8 : 4;  // sums of 16 vectors
         int64_t n = call.first;
+        for (; n + most <= call.end; n += most) row_of<most, Bits>(call, n);
         for (; n + 4 <= call.end; n += 4) row_of<4, Bits>(call, n);
         for (; n < call.end; ++n) row_of<1, Bits>(call, n);
     }
@@ -182,6 +190,7 @@ struct LowbitAvx512 {
     template <int Rows, int Bits>
     static void row_of(const RowProduct& call, int64_t n) {
         constexpr int places = Bits ? 8 / Bits : 1;
+        constexpr int64_t ahead = Rows > 4 ? 8192 : 4096;  // rows are too short to be seen where they lead
         const int bits = call.weight.bits;
         const int64_t row_bytes = call.weight.row_bytes, bytes = packed_bytes(call.weight.k, bits);
         const int64_t step = Bits ? 64 : 8 * bits, a_step = (bytes + 63) / 64 * 64;
@@ -194,15 +203,17 @@ struct LowbitAvx512 {
             for (int place = 0; place < places; ++place) sum[r][place] = _mm512_setzero_si512();
         }
         const int8_t* a = call.a;
-        for (int64_t at = 0; at < bytes; at += step, a += 64) {
-            const __mmask64 there = first(std::min(step, bytes - at));
+        const auto multiply = [&](int64_t at, __mmask64 there) {
             __m512i packed[Rows];
             SPOS_UNROLL
-            for (int r = 0; r < Rows; ++r) packed[r] = _mm512_maskz_loadu_epi8(there, from + r * row_bytes + at);
+            for (int r = 0; r < Rows; ++r) {
+                __builtin_prefetch(from + r * row_bytes + at + ahead);
+                packed[r] = _mm512_maskz_loadu_epi8(there, from + r * row_bytes + at);
+            }
             if constexpr (Bits == 0) {
                 const __m512i codes = _mm512_loadu_si512(a);
                 SPOS_UNROLL
-                for (int r = 0; r < Rows; ++r) sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], unpacker(packed[r]), codes);
+                for (int r = 0; r < Rows; ++r) sum[r][0] = add_products(sum[r][0], unpacker(packed[r]), codes);
             } else {
                 SPOS_UNROLL
                 for (int place = 0; place < places; ++place) {
@@ -210,18 +221,28 @@ struct LowbitAvx512 {
                     const __m512i mask = _mm512_set1_epi8(static_cast<char>(((1 << Bits) - 1) << place * Bits));
                     SPOS_UNROLL
                     for (int r = 0; r < Rows; ++r)
-                        sum[r][place] = _mm512_dpbusd_epi32(
+                        sum[r][place] = add_products(
                             sum[r][place], Bits == 8 ? packed[r] : _mm512_and_si512(packed[r], mask), codes);
                 }
             }
-        }
+            a += 64;
+        };
+        int64_t at = 0;
+        for (; at + step <= bytes; at += step) multiply(at, ~uint64_t{0} >> (64 - step));
+        if (at < bytes) multiply(at, first(bytes - at));
         SPOS_UNROLL
-        for (int r = 0; r < Rows; ++r) {
-            __m512i all = sum[r][0];
+        for (int r = 0; r < Rows; r += 4) {
+            __m512i all[4];
             SPOS_UNROLL
-            for (int place = 1; place < places; ++place)
-                all = _mm512_add_epi32(all, _mm512_srai_epi32(sum[r][place], place * Bits));  // whole multiples
-            call.to[n + r] = static_cast<int32_t>(add_lanes(all) + 128 * static_cast<uint32_t>(call.sums[n + r]));
+            for (int i = 0; i < 4; ++i) {
+                all[i] = r + i < Rows ? sum[(r + i) % Rows][0] : _mm512_setzero_si512();
+                SPOS_UNROLL
+                for (int place = 1; place < places; ++place)  // whole multiples
+                    all[i] = _mm512_add_epi32(all[i], _mm512_srai_epi32(sum[(r + i) % Rows][place], place * Bits));
+            }
+            const __mmask8 some = (1 << std::min(Rows - r, 4)) - 1;
+            const __m128i sums = _mm_maskz_loadu_epi32(some, call.sums + n + r);
+            _mm_mask_storeu_epi32(call.to + n + r, some, _mm_add_epi32(add_lanes(all), _mm_slli_epi32(sums, 7)));
         }
     }
 };

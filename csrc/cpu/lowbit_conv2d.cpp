@@ -62,9 +62,12 @@ class Convolution {
         const int64_t far_x = std::max<int64_t>(call_.x_zero, most_x - call_.x_zero);
         int32_t smallest = zero_of(0), largest = smallest;
         const int32_t plain = static_cast<int32_t>(multiple() * half);
+        const int less = 1 - call_.finish.shift;  // locals, so that the loop becomes vectors
+        const int32_t* const twice_zero = call_.twice_zero;
+        int32_t* __restrict const row_factor = row_factor_;
         for (int64_t n = 0; n < count; ++n) {
-            const int32_t zero = zero_of(n);
-            row_factor_[n] = plain - zero;
+            const int32_t zero = twice_zero[n] >> less;
+            row_factor[n] = plain - zero;
             smallest = std::min(smallest, zero), largest = std::max(largest, zero);
         }
         any_factor_ = smallest != plain || largest != plain;

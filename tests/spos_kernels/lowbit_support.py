@@ -33,7 +33,7 @@ def force(monkeypatch: pytest.MonkeyPatch, isa: _C.Isa, method: str) -> None:
     """Run what follows on one instruction set, by one method."""
     lowbit_products._prepare.cache_clear()
     monkeypatch.setattr(lowbit_products, "ISA", isa)
-    monkeypatch.setattr(lowbit_products, "_methods", lambda *_: (method,))
+    monkeypatch.setattr(lowbit_products, "methods_of", lambda *_: (method,))
 
 
 def same(found: Result, expected: Result) -> bool:
