@@ -108,8 +108,9 @@ SPOS_INLINE void visit_columns(const FakeQuantizeJob<T>& job, int64_t row, int64
         if constexpr (Sums) V::store(sums + v * V::lanes, sum[v]);
 }
 
-// Some rows at a time, and within them 4 vectors of columns after another. Fewer rows where they are long: the
-// processor asks memory ahead for lines that follow each other.
+// Some rows at a time, and within them 4 vectors of columns after another, whose coefficients stay in registers. Fewer
+// rows where they are long, and one where the tensor comes from beyond L2: the processor asks memory ahead for lines
+// that follow each other.
 template <class V, bool Sums, typename Visit, typename Store, typename T = typename V::Scalar>
 SPOS_INLINE void visit_block(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit, const Store& store) {
     constexpr int vectors = 4, together = vectors * V::lanes;
@@ -119,7 +120,9 @@ SPOS_INLINE void visit_block(const FakeQuantizeJob<T>& job, int64_t piece, const
     alignas(64) T sums[plan.most_columns + V::lanes];
     if constexpr (Sums)
         for (int64_t c = 0; c < width + V::lanes; ++c) sums[c] = 0;
-    const int64_t whole_rows = plan.size / columns, most = width <= together ? plan.rows : width <= 256 ? 16 : 4;
+    const bool far = plan.size * static_cast<int64_t>(sizeof(T)) > plan.near_bytes;
+    const int64_t whole_rows = plan.size / columns;
+    const int64_t most = width <= together ? plan.rows : far ? 1 : width <= 256 ? 16 : 4;
     int64_t row = piece / plan.splits * plan.rows;
     const int64_t end = row + plan.rows;
     while (row < end && row * columns + first < plan.size) {

@@ -8,9 +8,10 @@ namespace spos {
 // How a tensor is cut into pieces, by its shape alone. A piece is a part of one channel's run of adjacent elements, or,
 // where runs are short, a block of a matrix whose columns have a channel each: vectors then go across channels.
 struct FakeQuantizePlan {
-    static constexpr int64_t run_piece = 4096;     // elements of a run: few, because their sum is in single precision
-    static constexpr int64_t block_size = 16384;   // elements of a block
-    static constexpr int64_t most_columns = 2048;  // of a block
+    static constexpr int64_t run_piece = 4096;      // elements of a run: few, because their sum is in single precision
+    static constexpr int64_t block_size = 16384;    // elements of a block
+    static constexpr int64_t most_columns = 2048;   // of a block
+    static constexpr int64_t near_bytes = 4 << 20;  // up to this size a tensor comes from a cache near by
     static constexpr int64_t longest_short_run = 31;  // a vector of 16 would be cut short in every other step
 
     bool by_columns;

@@ -221,8 +221,8 @@ struct LowbitAvx512 {
                     const __m512i mask = _mm512_set1_epi8(static_cast<char>(((1 << Bits) - 1) << place * Bits));
                     SPOS_UNROLL
                     for (int r = 0; r < Rows; ++r)
-                        sum[r][place] = add_products(
-                            sum[r][place], Bits == 8 ? packed[r] : _mm512_and_si512(packed[r], mask), codes);
+                        sum[r][place] = add_products(sum[r][place],
+                                                     Bits == 8 ? packed[r] : _mm512_and_si512(packed[r], mask), codes);
                 }
             }
             a += 64;
