@@ -100,9 +100,7 @@ class _Conversion:
         if is_observed(module):
             pass  # a hook waits for the module's own call
         elif type(module) is MixedResNet:
-            stages = [module.get_submodule(f"layer{number}") for number in range(1, module.stages + 1)]
-            stem = (module.conv1, module.bn1, module.relu, module.maxpool)
-            return nn.Sequential(*self._chain((*stem, *stages, module.avgpool, nn.Flatten(), module.fc)))
+            return nn.Sequential(*self._chain(module.stages()))
         elif type(module) is nn.Sequential:
             return nn.Sequential(*self._chain(module))
         elif _is_plain_block(module):

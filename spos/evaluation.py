@@ -7,6 +7,7 @@ twenty. Afterwards the supernet holds what it held before, so a score never depe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spos.prefix_sharing import MEMORY, Trie
 from spos.space import Arch
 from spos.supernet import Supernet
 
@@ -42,19 +44,35 @@ def evaluate_population(
     calibration: Sequence[Tensor],
     validation: Sequence[tuple[Tensor, Tensor]],
     *,
+    share_prefixes: bool = True,
+    memory: int = MEMORY,
     on_score: Callable[[Arch, Score], None] | None = None,
+    on_batch: Callable[[float], None] | None = None,
 ) -> list[Score]:
     """Score each architecture: recompute its statistics over `calibration`, then classify `validation`.
 
     `calibration` holds batches of images, `validation` batches of (images [N, C, H, W], labels [N]); every candidate
     sees the same ones. `on_score` is called as each is done. The supernet's own statistics and modes are left as they
     were.
+
+    share_prefixes: compute once what architectures have in common, if the supernet's module is a chain (see
+        `spos.prefix_sharing`); otherwise a warning says why not. The scores are the same, to the bit where the layers
+        are deterministic; all of them are done at the end.
+    memory: bytes of activations that may be kept for that; beyond them some are computed again.
+    on_batch: called with the fraction of the work that is done, where prefixes are shared after each batch.
     """
     if not isinstance(net, Supernet):
         raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
     if not validation:
         raise ValueError("validation is empty: expected at least one batch of images and labels")
     checked = [net.space.arch(arch) for arch in archs]
+    trie = _trie(net, checked, memory) if share_prefixes and len(set(checked)) > 1 else None
+    if trie is not None:
+        scores = _evaluate_shared(net, trie, len(checked), calibration, validation, on_batch or (lambda _: None))
+        for arch, score in zip(checked, scores, strict=True):
+            if on_score:
+                on_score(arch, score)
+        return scores
     scores = []
     for arch in checked:
         modules = list(net.path_modules(arch))
@@ -64,6 +82,45 @@ def evaluate_population(
         if on_score:
             on_score(arch, scores[-1])
     return scores
+
+
+def _trie(net: Supernet, archs: Sequence[Arch], memory: int) -> Trie | None:
+    try:
+        return Trie(net, archs, memory=memory)
+    except ValueError as error:
+        warnings.warn(f"{net.name}: candidates are scored one by one, for {error}", stacklevel=3)
+        return None
+
+
+def _evaluate_shared(
+    net: Supernet,
+    trie: Trie,
+    count: int,
+    calibration: Sequence[Tensor],
+    validation: Sequence[tuple[Tensor, Tensor]],
+    on_batch: Callable[[float], None],
+) -> list[Score]:
+    batches = len(calibration) + len(validation)
+    modules, device = list(net.module.modules()), _device(net.module)
+    tallies = [_Tally() for _ in range(count)]
+    with trie.in_place():
+        if trie.reset_statistics():
+            if not calibration:
+                raise ValueError("calibration is empty: expected at least one batch of images")
+            with _calibrating(modules):
+                for number, x in enumerate(calibration, start=1):
+                    trie.walk(x.to(device, non_blocking=True), lambda *_: None)
+                    on_batch(number / batches)
+        with _evaluating(modules):
+            for number, (x, y) in enumerate(validation, start=len(calibration) + 1):
+
+                def add(candidates: list[int], logits: Tensor, y: Tensor = y) -> None:
+                    for candidate in candidates:
+                        tallies[candidate].add(logits, y)
+
+                trie.walk(x.to(device, non_blocking=True), add)
+                on_batch(number / batches)
+    return [tally.score() for tally in tallies]
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -76,57 +133,81 @@ def recalibrate_modules(modules: Sequence[nn.Module], model: nn.Module, batches:
 
     Every batch weighs the same, whatever its size. ValueError where there is something to recompute and no batch.
     """
-    norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
-    modes = [m.training for m in modules]
-    momenta = [m.momentum for m in norms]
-    if not norms:
+    if not any(isinstance(m, _BatchNorm) and m.track_running_stats for m in modules):
         return
     count = 0
-    try:
-        for module in modules:
-            module.training = False
+    with _calibrating(modules) as norms:
         for norm in norms:
-            norm.training = True
-            norm.momentum = None  # torch's notation for a cumulative mean
             norm.reset_running_stats()
         for x in batches:
             with torch.no_grad():
                 model(x.to(_device(model), non_blocking=True))
             count += 1
-    finally:
-        for module, training in zip(modules, modes, strict=True):
-            module.training = training
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
     if count == 0:
         raise ValueError("calibration is empty: expected at least one batch of images")
 
 
 def classify(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Score:
     """Score a model on batches of (images, labels), in eval mode; restores the mode it was in."""
-    modes = [(m, m.training) for m in model.modules()]
-    correct = top5 = images = 0
-    loss = 0.0
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
-            for x, y in batches:
-                logits = model(x.to(_device(model), non_blocking=True)).float()
-                y = y.to(logits.device)
-                finite = logits.isfinite().all(1)
-                loss += float(F.cross_entropy(logits[finite].double(), y[finite], reduction="sum"))
-                loss += NON_FINITE_LOSS * int((~finite).sum())
-                best = (logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]) & finite[:, None]
-                correct += int(best[:, 0].sum())
-                top5 += int(best.sum())
-                images += len(y)
-    finally:
-        for module, training in modes:
-            module.training = training
-    if images == 0:
+    tally = _Tally()
+    with _evaluating(list(model.modules())), torch.no_grad():
+        for x, y in batches:
+            tally.add(model(x.to(_device(model), non_blocking=True)), y)
+    if tally.images == 0:
         raise ValueError("no images to classify: expected at least one batch")
-    return Score(correct / images, top5 / images, loss / images, images)
+    return tally.score()
+
+
+class _Tally:
+    """What the scores of batches add up to, batch by batch."""
+
+    def __init__(self) -> None:
+        self.correct = self.top5 = self.images = 0
+        self.loss = 0.0
+
+    def add(self, logits: Tensor, y: Tensor) -> None:
+        """Add a batch: outputs [N, classes] and labels [N]."""
+        logits, y = logits.float(), y.to(logits.device)
+        finite = logits.isfinite().all(1)
+        self.loss += float(F.cross_entropy(logits[finite].double(), y[finite], reduction="sum"))
+        self.loss += NON_FINITE_LOSS * int((~finite).sum())
+        best = (logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]) & finite[:, None]
+        self.correct += int(best[:, 0].sum())
+        self.top5 += int(best.sum())
+        self.images += len(y)
+
+    def score(self) -> Score:
+        """Return the means."""
+        return Score(self.correct / self.images, self.top5 / self.images, self.loss / self.images, self.images)
+
+
+@contextmanager
+def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Have modules in eval mode, and put back the modes they were in."""
+    modes = [m.training for m in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
+
+
+@contextmanager
+def _calibrating(modules: Sequence[nn.Module]) -> Iterator[list[_BatchNorm]]:
+    """Have the batch normalisations among modules take statistics, as a cumulative mean, and all else in eval mode."""
+    norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    with _evaluating(modules):
+        try:
+            for norm in norms:
+                norm.training = True
+                norm.momentum = None  # torch's notation for a cumulative mean
+            yield norms
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -137,9 +218,9 @@ def _device(model: nn.Module) -> torch.device:
 @contextmanager
 def _borrowed(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Put back, on leaving, the buffers of `modules`: running statistics, and whatever a user's layers keep."""
-    saved = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
+    saved = [(m, name, b, b.clone()) for m in modules for name, b in m._buffers.items() if b is not None]
     try:
         yield
     finally:
-        for buffer, value in saved:
-            buffer.copy_(value)
+        for module, name, buffer, value in saved:
+            module._buffers[name] = buffer.copy_(value)  # some layers put a new one in its place

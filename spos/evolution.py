@@ -37,6 +37,8 @@ Test = Callable[[Arch], bool]
 ATTEMPTS = 10
 RANDOM_ATTEMPTS = 500
 ENUMERABLE = 1 << 16
+# Candidates that are scored together, and lost together where a search is killed: a generation of the paper.
+GROUP = 50
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,10 @@ def _search(
                 )
             history += [known[arch] for arch, _ in drawn if arch in known]
             new = [(arch, origin) for arch, origin in drawn if arch not in known]
-            _score_generation(net, number, len(history), new, calibration, validation, keep)
+            for group in range(0, len(new), GROUP):
+                some = new[group : group + GROUP]
+                show = _progress_of(name, history, len(some), config.evaluations, progress)
+                _score_group(net, number, len(history), some, calibration, validation, keep, show)
         order = rank(history)
         result = SearchResult(order[0], tuple(history), tuple(order[: config.parents]))
         if directory:
@@ -255,7 +260,21 @@ def _search(
     return result
 
 
-def _score_generation(
+def _progress_of(
+    name: str, history: Sequence[Candidate], count: int, total: int, progress: Progress | None
+) -> Callable[[float], None]:
+    """Return what shows how far `count` candidates are that are scored together."""
+    before = len(history)
+
+    def show(fraction: float) -> None:
+        if progress:
+            best = {"best": max(c.accuracy for c in history)} if history else {}
+            progress(name, before + int(fraction * count), total, best)
+
+    return show
+
+
+def _score_group(
     net: Supernet,
     number: int,
     first: int,
@@ -263,14 +282,23 @@ def _score_generation(
     calibration: Sequence[Tensor],
     validation: Sequence[tuple[Tensor, Tensor]],
     keep: Callable[[Candidate], None],
+    show: Callable[[float], None],
 ) -> None:
-    """Score the candidates of generation `number`, numbered from `first` on, and hand over each when it is done."""
+    """Score candidates of generation `number`, numbered from `first` on, and hand over each when it is done.
+
+    Those that are scored together have each the same share of the time.
+    """
     origins = dict(drawn)
-    index, clock = first, time.perf_counter()
+    index, clock, share = first, time.perf_counter(), 0.0
+
+    def on_batch(fraction: float) -> None:
+        nonlocal share
+        share = (time.perf_counter() - clock) / len(drawn)
+        show(fraction)
 
     def on_score(arch: Arch, score: Score) -> None:
         nonlocal index, clock
-        seconds = time.perf_counter() - clock
+        seconds = share or time.perf_counter() - clock
         keep(
             Candidate(
                 index=index,
@@ -289,7 +317,8 @@ def _score_generation(
         )
         index, clock = index + 1, time.perf_counter()
 
-    evaluate_population(net, [arch for arch, _ in drawn], calibration, validation, on_score=on_score)
+    archs = [arch for arch, _ in drawn]
+    evaluate_population(net, archs, calibration, validation, on_score=on_score, on_batch=on_batch)
 
 
 def _from_record(record: dict[str, Any]) -> Candidate:

@@ -17,13 +17,14 @@ from spos_kernels.lowbit_products import Call, chosen, launch_of, prepared
 from spos_kernels.packing import PackedWeight
 
 MOST_SHORTCUTS = 64  # of a weight
+Sizes = tuple[int, ...]
 
 
 class View(NamedTuple):
     """Sizes and strides under which the memory of a tensor is what is wanted of it."""
 
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
+    size: Sizes
+    stride: Sizes
 
     def of(self, tensor: Tensor) -> Tensor:
         return tensor if tensor.shape == self.size and tensor.stride() == self.stride else tensor.as_strided(*self)
@@ -37,8 +38,8 @@ class Shortcut(NamedTuple):
     result: View
     rows: tuple[int, int]  # of the results as the kernel writes them
     wanted: tuple[bool, bool, bool]  # sums, floats, codes
-    weight: tuple[Tensor | None, ...]  # the kernel's arguments behind x
-    options: tuple[object, ...]  # and the last ones
+    weight: tuple[Tensor, Tensor, Tensor, Tensor | None]  # the kernel's arguments behind x
+    options: tuple[Sizes, Sizes, tuple[float | None, ...], bool, int, _C.Isa, int]  # and the last ones
 
 
 def shortcut_key(
@@ -116,6 +117,6 @@ def run_shortcut(
         torch.empty(found.rows, dtype=torch.float32) if floats else None,
         torch.empty(found.rows, dtype=torch.uint8) if codes else None,
     )
-    _C.lowbit_conv2d(found.x.of(x), *found.weight, bias, beside, *results, *found.options)
+    _C.lowbit_conv2d(found.x.of(x), *found.weight, bias, beside, results[0], results[1], results[2], *found.options)
     shaped = [found.result.of(rows) for rows in results if rows is not None]
     return shaped[0] if len(shaped) == 1 else (shaped[0], shaped[1])

@@ -118,7 +118,7 @@ class MixedResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(spec.stem, affine=False)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
-        self.stages = len(spec.stages)
+        self.stage_count = len(spec.stages)
         width = spec.stem
         for number, (channels, count, first) in enumerate(spec.stages, start=1):
             blocks = []
@@ -133,10 +133,15 @@ class MixedResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for number in range(1, self.stages + 1):
+        for number in range(1, self.stage_count + 1):
             x = self.get_submodule(f"layer{number}")(x)
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
         return logits
+
+    def stages(self) -> list[nn.Module]:
+        """Return what `forward` calls one after another, for `spos.prefix_sharing`."""
+        blocks = [self.get_submodule(f"layer{number}") for number in range(1, self.stage_count + 1)]
+        return [self.conv1, self.bn1, self.relu, self.maxpool, *blocks, self.avgpool, nn.Flatten(1), self.fc]
 
     def init_weights(self) -> None:
         """Initialise convolutions as torchvision does, N(0, 2 / (outputs · k²)), at the widest for all widths."""

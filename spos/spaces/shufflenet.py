@@ -219,6 +219,11 @@ class ShuffleNetOneShot(nn.Module):
         logits: Tensor = self.classifier(self.dropout(self.globalpool(x).flatten(1)))
         return logits
 
+    def stages(self) -> list[nn.Module]:
+        """Return what `forward` calls one after another, for `spos.prefix_sharing`."""
+        end = [self.conv_last, self.globalpool, nn.Flatten(1), self.dropout, self.classifier]
+        return [self.first_conv, *self.features, *end]
+
     def init_weights(self) -> None:
         """Initialise as released: N(0, 0.01) in the stem and the classifier, N(0, 1 / weight.shape[1]) elsewhere."""
         for name, layer in self.named_modules():

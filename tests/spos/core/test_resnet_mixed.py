@@ -24,7 +24,7 @@ def test_decisions_are_the_blocks(name, blocks, final):
         "layer1.1.width",
     ]
     assert net.module.fc.in_features == final and net.module.fc.out_features == 10
-    last = net.module.get_submodule(f"layer{net.module.stages}")[-1]
+    last = net.module.get_submodule(f"layer{net.module.stage_count}")[-1]
     assert last.width.widths == (final // 2, final, final * 3 // 2)
     assert (last.conv1.in_channels, last.conv1.out_channels) == (final, final * 3 // 2)
     assert (last.conv2.in_channels, last.conv2.out_channels) == (final * 3 // 2, final)
