@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,17 @@ Value = TypeVar("Value")
 # Entries that a table of the decisions met in one step of finding the range may have: decisions that all meet each
 # other would need more than there are architectures.
 _LARGEST_TABLE = 1 << 22
+
+
+# Combinations of options that decisions may have which only count together.
+_LARGEST_COMPONENT = 1 << 16
+
+
+class Component(NamedTuple):
+    """Decisions that meet in no term with others, by position, and what each combination of their options adds."""
+
+    scope: Scope
+    costs: NDArray[np.int64]
 
 
 class CostTable:
@@ -92,6 +103,33 @@ class CostTable:
             return None
         low, high = self._extreme(np.min), self._extreme(np.max)
         return None if low is None or high is None else (low, high)
+
+    def components(self) -> list[Component]:
+        """Return the costs as a sum over groups of decisions, every decision in one; constants are in the first.
+
+        ValueError where costs do not add up, or too many decisions meet.
+        """
+        if not self.additive:
+            raise ValueError("the costs of its parts do not add up")
+        owner = {p: {p} for p in range(len(self._space))}
+        for scope in self._terms:
+            joined = set().union(*(owner[p] for p in scope))
+            owner |= dict.fromkeys(joined, joined)
+        found = []
+        constant = sum(self._terms.get((), {}).values())
+        for scope in sorted({tuple(sorted(positions)) for positions in owner.values()}):
+            if self._size(scope) > _LARGEST_COMPONENT:
+                names = ", ".join(self._space.decisions[p].name for p in scope[:4])
+                raise ValueError(
+                    f"{names}{' and others' * (len(scope) > 4)} meet in {self._size(scope):,} combinations"
+                )
+            costs = np.full([self._options(p) for p in scope], constant, np.int64)
+            for part in self._terms:
+                if part and set(part) <= set(scope):
+                    costs += self._array(part).reshape([self._options(p) if p in part else 1 for p in scope])
+            found.append(Component(scope, costs))
+            constant = 0
+        return found
 
     def add(self, options: Mapping[int, int], cost: int) -> None:
         """Add what architectures cost that take these options, by position."""

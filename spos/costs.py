@@ -16,10 +16,12 @@ the way; where it fails, each architecture is measured by itself instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
+from spos.budget_sampling import BudgetSampler
 from spos.cost_table import CostTable
 from spos.draws import generator
 from spos.measurement import (
@@ -160,11 +162,17 @@ class UnsatisfiableError(ValueError):
     """No architecture of the space meets the constraints, or none was found that does."""
 
 
+Ranges = dict[str, tuple[int | float, int | float] | None]
+
+
 @dataclass(frozen=True)
 class Profile:
-    """What constraints mean for a space: each one's reachable (low, high), and the fraction of draws that pass."""
+    """What constraints mean for a space: each one's reachable (low, high), and the fraction of architectures that pass.
 
-    ranges: dict[str, tuple[int | float, int | float] | None]
+    The fraction is exact where `draws` is 0 and it is known.
+    """
+
+    ranges: Ranges
     feasible_fraction: float | None
     draws: int
 
@@ -180,22 +188,55 @@ def feasible(net: Supernet, constraints: Sequence[Constraint]) -> Callable[[Arch
     return lambda arch: all(c.allows(c.cost.value(table(arch))) for c, table in tables)
 
 
+def sampler(net: Supernet, constraints: Sequence[Constraint]) -> BudgetSampler | None:
+    """Return exact uniform draws under the constraints on one cost, the one that leaves the fewest architectures.
+
+    None where there is no constraint, or none on a cost that can be counted that way; see `spos.budget_sampling`.
+    """
+    found = None
+    for cost in {c.cost.name: c.cost for c in constraints}.values():
+        bounds = [(c.upper, c.bound * cost.unit) for c in constraints if c.cost is cost]
+        high = min((math.floor(b) for upper, b in bounds if upper and b < math.inf), default=None)
+        low = max((math.ceil(b) for upper, b in bounds if not upper and b > -math.inf), default=None)
+        try:
+            one = BudgetSampler(net.space, cost.table(net), low=low, high=high)
+        except ValueError:
+            continue
+        if found is None or one.count < found.count:
+            found = one
+    return found
+
+
 def profile(net: Supernet, constraints: Sequence[Constraint] = (), *, draws: int = 2000, seed: int = 0) -> Profile:
     """Say, before anything runs, what can be reached: raises UnsatisfiableError, with the range, for a bound outside
-    it.
+    it, and for bounds that no architecture lies within.
 
-    The fraction is an estimate from `draws` uniform architectures, None for no draws.
+    The fraction is exact for constraints on one cost, where that can be counted. Otherwise it is an estimate from
+    `draws` architectures, drawn uniformly within one of the costs where possible; None for no draws.
     """
-    allowed = feasible(net, constraints)
-    ranges: dict[str, tuple[int | float, int | float] | None] = {}
+    ranges, exact = reachable(net, constraints)
+    share = 1.0 if exact is None else exact.count / net.space.size()
+    if len(ranges) <= 1 and (exact is not None or not constraints):
+        return Profile(ranges, share, 0)
+    allowed, rng = feasible(net, constraints), generator(seed, "profile")
+    draw = net.space.sample if exact is None else exact.sample
+    passed = sum(allowed(draw(rng)) for _ in range(draws))
+    return Profile(ranges, share * passed / draws if draws else None, draws)
+
+
+def reachable(net: Supernet, constraints: Sequence[Constraint]) -> tuple[Ranges, BudgetSampler | None]:
+    """Return each cost's (low, high), and `sampler`'s result. UnsatisfiableError as `profile` raises it."""
+    feasible(net, constraints)  # which checks them
+    ranges: Ranges = {}
     for constraint in constraints:
-        reachable = constraint.cost.range(net)
-        ranges[constraint.cost.name] = reachable
-        if reachable is not None and not constraint.allows(reachable[0] if constraint.upper else reachable[1]):
+        both = ranges[constraint.cost.name] = constraint.cost.range(net)
+        if both is not None and not constraint.allows(both[0] if constraint.upper else both[1]):
             raise UnsatisfiableError(
-                f"{constraint} cannot be met: {net.name} reaches {constraint.cost.name} "
-                f"from {reachable[0]:,} to {reachable[1]:,}"
+                f"{constraint} cannot be met: {net.name} reaches {constraint.cost.name} from {both[0]:,} to {both[1]:,}"
             )
-    rng = generator(seed, "profile")
-    passed = sum(allowed(net.space.sample(rng)) for _ in range(draws))
-    return Profile(ranges, passed / draws if draws else None, draws)
+    exact = sampler(net, constraints)
+    if exact is not None and exact.count == 0:
+        reach = ", ".join(f"{name} from {r[0]:,} to {r[1]:,}" for name, r in ranges.items() if r)
+        bounds = " and ".join(sorted(map(str, constraints)))
+        raise UnsatisfiableError(f"{bounds}: no architecture lies within, though {net.name} reaches {reach}")
+    return ranges, exact

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from spos.budget_sampling import BudgetSampler
 from spos.config import SearchConfig
-from spos.costs import Constraint, UnsatisfiableError, bitops, feasible, flops, latency, params, profile
+from spos.costs import Constraint, UnsatisfiableError, bitops, feasible, flops, latency, params, reachable
 from spos.data import Data
 from spos.draws import generator
 from spos.evaluation import Score, evaluate_population
@@ -96,10 +97,12 @@ def propose(
     allowed: Test,
     config: SearchConfig,
     rng: np.random.Generator,
+    exact: BudgetSampler | None = None,
 ) -> list[tuple[Arch, Origin]]:
     """Draw the next generation: mutations and crossovers of `parents`, filled up at random where these fall short.
 
     None is in `seen`, none occurs twice and all are `allowed`. Fewer come back only where no more could be found.
+    `exact` is as in `draw_random`.
     """
 
     def child_of_one() -> Arch:
@@ -118,19 +121,27 @@ def propose(
         found = _draw(draw, count, ATTEMPTS * count, taken, allowed)
         children += [(arch, origin) for arch in found]
     missing = config.mutations + config.crossovers - len(children)
-    return children + [(arch, "random") for arch in draw_random(space, missing, taken, allowed, rng)]
+    return children + [(arch, "random") for arch in draw_random(space, missing, taken, allowed, rng, exact)]
 
 
 def draw_random(
-    space: SearchSpace, count: int, taken: set[Arch], allowed: Test, rng: np.random.Generator
+    space: SearchSpace,
+    count: int,
+    taken: set[Arch],
+    allowed: Test,
+    rng: np.random.Generator,
+    exact: BudgetSampler | None = None,
 ) -> list[Arch]:
     """Draw up to `count` different architectures uniformly among those allowed and not in `taken`, which they join.
 
-    By rejection; a small space is walked instead once rejection fails, so that the last ones are found too.
+    By rejection, from what `exact` draws where it is given. Few architectures are walked instead once rejection fails,
+    so that the last ones are found too.
     """
-    found = _draw(lambda: space.sample(rng), count, RANDOM_ATTEMPTS * count, taken, allowed)
-    if len(found) < count and space.size() <= ENUMERABLE:
-        left = [arch for arch in space.enumerate() if arch not in taken and allowed(arch)]
+    draw, size = (space.sample, space.size()) if exact is None else (exact.sample, exact.count)
+    found = _draw(lambda: draw(rng), count, RANDOM_ATTEMPTS * count, taken, allowed)
+    if len(found) < count and size <= ENUMERABLE:
+        every = space.enumerate() if exact is None else map(exact.arch, range(size))
+        left = [arch for arch in every if arch not in taken and allowed(arch)]
         picked = rng.permutation(len(left))[: count - len(found)]
         found += [left[i] for i in picked]
         taken.update(found)
@@ -167,12 +178,15 @@ def evolve(
     """
     config = config or SearchConfig()
 
-    def generation(number: int, history: Sequence[Candidate], allowed: Test) -> list[tuple[Arch, Origin]]:
+    def generation(
+        number: int, history: Sequence[Candidate], allowed: Test, exact: BudgetSampler | None
+    ) -> list[tuple[Arch, Origin]]:
         rng = generator(seed, "evolution", number)
         if number == 0:
-            return [(arch, "random") for arch in draw_random(net.space, config.population, set(), allowed, rng)]
+            first = draw_random(net.space, config.population, set(), allowed, rng, exact)
+            return [(arch, "random") for arch in first]
         parents = [c.arch for c in rank(history)[: config.parents]]
-        return propose(net.space, parents, {c.arch for c in history}, allowed, config, rng)
+        return propose(net.space, parents, {c.arch for c in history}, allowed, config, rng, exact)
 
     return _search("evolution", config.generations + 1, generation, net, data, constraints, config, seed, run, progress)
 
@@ -193,9 +207,11 @@ def random_search(
     """
     config = config or SearchConfig()
 
-    def generation(number: int, history: Sequence[Candidate], allowed: Test) -> list[tuple[Arch, Origin]]:
+    def generation(
+        number: int, history: Sequence[Candidate], allowed: Test, exact: BudgetSampler | None
+    ) -> list[tuple[Arch, Origin]]:
         rng = generator(seed, "random", number)
-        return [(arch, "random") for arch in draw_random(net.space, config.evaluations, set(), allowed, rng)]
+        return [(arch, "random") for arch in draw_random(net.space, config.evaluations, set(), allowed, rng, exact)]
 
     return _search("random", 1, generation, net, data, constraints, config, seed, run, progress)
 
@@ -203,7 +219,7 @@ def random_search(
 def _search(
     name: str,
     generations: int,
-    propose_generation: Callable[[int, Sequence[Candidate], Test], list[tuple[Arch, Origin]]],
+    propose_generation: Callable[[int, Sequence[Candidate], Test, BudgetSampler | None], list[tuple[Arch, Origin]]],
     net: Supernet,
     data: Data,
     constraints: Sequence[Constraint],
@@ -216,7 +232,7 @@ def _search(
         raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
     check_fit(net, data)
     constraints = [*constraints, *_bounds(config)]
-    reachable = profile(net, constraints, draws=0).ranges
+    ranges, exact = reachable(net, constraints)
     allowed = feasible(net, constraints)
     limits = sorted(str(c) for c in constraints)
     identity = identity_of(
@@ -238,10 +254,10 @@ def _search(
                 progress(name, len(history), config.evaluations, {"accuracy": candidate.accuracy, "best": best})
 
         for number in range(generations):
-            drawn = propose_generation(number, history, allowed)
+            drawn = propose_generation(number, history, allowed, exact)
             if not drawn and not history:
                 attempts = RANDOM_ATTEMPTS * config.population
-                reach = "; ".join(f"{cost} from {r[0]:,} to {r[1]:,}" for cost, r in reachable.items() if r)
+                reach = "; ".join(f"{cost} from {r[0]:,} to {r[1]:,}" for cost, r in ranges.items() if r)
                 raise UnsatisfiableError(
                     f"{' and '.join(limits)}: none of {attempts:,} random architectures meets this; "
                     f"{net.name} reaches {reach}"

@@ -117,6 +117,8 @@ def run_shortcut(
         torch.empty(found.rows, dtype=torch.float32) if floats else None,
         torch.empty(found.rows, dtype=torch.uint8) if codes else None,
     )
-    _C.lowbit_conv2d(found.x.of(x), *found.weight, bias, beside, results[0], results[1], results[2], *found.options)
+    packed, code_sums, twice_zero, multiplier = found.weight
+    tensors = (found.x.of(x), packed, code_sums, twice_zero, multiplier, bias, beside, *results)
+    _C.lowbit_conv2d(*tensors, *found.options)
     shaped = [found.result.of(rows) for rows in results if rows is not None]
     return shaped[0] if len(shaped) == 1 else (shaped[0], shaped[1])
