@@ -134,7 +134,9 @@ def measure(commands: Commands, options: argparse.Namespace) -> dict[tuple[str, 
 
 def interval(values: Sequence[float]) -> str:
     """Mean and half of the 95 % interval of Student's t."""
-    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
     return f"{np.mean(values):.2f} ± {half:.2f}"
 
 
@@ -175,7 +177,10 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     config = settings(options)
-    write_bytes(options.out / "study.toml", config_file.dumps(config).encode())
+    file = options.out / "study.toml"
+    if file.exists() and config_file.load(file) != config:
+        raise SystemExit(f"{file} holds other settings than are asked for: take another folder")
+    write_bytes(file, config_file.dumps(config).encode())
     commands = Commands(options.out, options.jobs)
     try:
         train_and_search(commands, options, config)

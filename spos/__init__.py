@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from spos.draws import generator
     from spos.evaluation import Score, classify, evaluate_population, recalibrate
     from spos.evolution import Candidate, SearchResult, evolve, random_search
+    from spos.latency_file import load_latency, save_latency
     from spos.latency_table import LatencyTable, measure_latency
     from spos.modules import fuse, unfuse
     from spos.quantized import QuantizedConv2d, SlicedQuantizedConv2d
@@ -68,6 +69,7 @@ _NAMES = {
     "spos.draws": ("generator",),
     "spos.evaluation": ("Score", "classify", "evaluate_population", "recalibrate"),
     "spos.evolution": ("Candidate", "SearchResult", "evolve", "random_search"),
+    "spos.latency_file": ("load_latency", "save_latency"),
     "spos.latency_table": ("LatencyTable", "measure_latency"),
     "spos.modules": ("fuse", "unfuse"),
     "spos.quantized": ("QuantizedConv2d", "SlicedQuantizedConv2d"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
@@ -59,6 +61,11 @@ class CostTable:
         if not table._fill(net, measure):
             table._single = lambda arch: measure(net, arch).total(arch)
         return table
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the terms."""
+        terms = [[list(scope), sorted(term.items())] for scope, term in sorted(self._terms.items())]
+        return hashlib.sha256(json.dumps(terms).encode()).hexdigest()
 
     @property
     def additive(self) -> bool:

@@ -129,30 +129,35 @@ params = Cost("params", measure_params)
 bitops = Cost("bitops", measure_bitops, BITOPS_UNIT)
 
 
+def _not_counted(net: Supernet, arch: Arch) -> Measurement:
+    raise ValueError("latency is measured, not counted: expected spos.measure_latency")
+
+
 class _MeasuredCost(Cost):
     """A cost whose table was measured beforehand, on the machine that counts, and given to the supernet."""
 
     def __init__(self, name: str, unit: int) -> None:
-        self.name, self.unit = name, unit
+        super().__init__(name, _not_counted, unit)
+        self._key = f"_{name}_table"
 
     def table(self, net: Supernet) -> CostTable:
         if not isinstance(net, Supernet):
             raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
-        if self.name not in net.__dict__:
+        if not self.known(net):
             raise ValueError(
                 f"{net.name} has no table of latencies: expected spos.measure_latency(net), or "
-                "spos.LatencyTable.load(path).attach(net), before"
+                "spos.load_latency(path).attach(net), before"
             )
-        table: CostTable = net.__dict__[self.name]
+        table: CostTable = net.__dict__[self._key]
         return table
 
     def attach(self, net: Supernet, table: CostTable) -> None:
         """Make `table` the supernet's."""
-        net.__dict__[self.name] = table
+        net.__dict__[self._key] = table
 
     def known(self, net: Supernet) -> bool:
         """Whether the supernet has a table."""
-        return self.name in net.__dict__
+        return self._key in net.__dict__
 
 
 latency = _MeasuredCost("latency", 10**6)  # nanoseconds in a millisecond

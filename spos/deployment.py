@@ -12,8 +12,8 @@ What is in full precision stays so, the batch normalisation of a float convoluti
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,15 +32,22 @@ from spos_kernels import (
     quantize,
 )
 
+Placed = TypeVar("Placed", bound=nn.Module)
 # Layers that do nothing in eval mode.
 _IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 class Deployed(NamedTuple):
-    """A packed network, and by name of each layer the batch normalisation that went into it, if one did."""
+    """A packed network, and what became of the child's modules, by their names.
+
+    norms: of each packed layer the batch normalisation that went into it, if one did. places: what has taken a module's
+    place. gone: batch normalisations that went into the layer before them, and layers that do nothing.
+    """
 
     network: PackedNetwork
     norms: dict[str, nn.BatchNorm2d | None]
+    places: dict[str, nn.Module]
+    gone: set[str]
 
 
 def deploy(child: nn.Module) -> PackedNetwork:
@@ -61,8 +68,8 @@ def deploy(child: nn.Module) -> PackedNetwork:
     return convert(child).network
 
 
-def convert(child: nn.Module) -> Deployed:
-    """`deploy`, and what it folded."""
+def convert(child: nn.Module, keep: Collection[str] = ()) -> Deployed:
+    """`deploy`, and what it made of what. An `nn.Sequential` in `keep`, by name, is not merged with one around it."""
     if not isinstance(child, nn.Module):
         raise TypeError(f"child is a {type(child).__name__}: expected a torch.nn.Module")
     if isinstance(child, Supernet) or any(isinstance(layer, SlicedQuantizedConv2d) for layer in child.modules()):
@@ -76,23 +83,36 @@ def convert(child: nn.Module) -> Deployed:
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"child: {name} has a value that is not finite")
     own = unfuse(copy.deepcopy(child)).cpu().eval().requires_grad_(False)
-    conversion = _Conversion(own)
-    return Deployed(PackedNetwork(channels_last(conversion.module(own))), conversion.norms)
+    conversion = _Conversion(own, keep)
+    network = PackedNetwork(channels_last(conversion.module(own)))
+    return Deployed(network, conversion.norms, conversion.places, conversion.gone)
 
 
 class _Conversion:
     """The conversion of one child, in place. A module that is used twice is converted once."""
 
-    def __init__(self, child: nn.Module) -> None:
+    def __init__(self, child: nn.Module, keep: Collection[str]) -> None:
+        self._keep = frozenset(keep)
         self.norms: dict[str, nn.BatchNorm2d | None] = {}
+        self.places: dict[str, nn.Module] = {}
+        self.gone: set[str] = set()
         self._names = {id(layer): name for name, layer in child.named_modules()}
         self._done: dict[int, nn.Module] = {}
 
     def module(self, module: nn.Module) -> nn.Module:
         """Return what takes the place of a module."""
         if id(module) not in self._done:
-            self._done[id(module)] = self._convert(module)
+            self._done[id(module)] = self._placed(module, self._convert(module))
         return self._done[id(module)]
+
+    def _placed(self, module: nn.Module, new: Placed) -> Placed:
+        if id(module) in self._names:  # not one that a network made for `stages`
+            self.places[self._names[id(module)]] = new
+        return new
+
+    def _norm(self, norm: nn.Module) -> nn.Module:
+        self.gone.add(self._names[id(norm)])
+        return norm
 
     def _convert(self, module: nn.Module) -> nn.Module:
         if isinstance(module, QuantizedConv2d):
@@ -112,7 +132,7 @@ class _Conversion:
 
     def _chain(self, modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
         """Yield what takes the place of modules that are called one after another."""
-        layers = list(_flat(modules))
+        layers = list(self._flat(modules))
         while layers:
             layer = layers.pop(0)
             after = layers[0] if layers else None
@@ -122,16 +142,27 @@ class _Conversion:
                     blocks.append(self._block(layers.pop(0)))
                 yield PackedBlocks(blocks)
             elif isinstance(layer, QuantizedConv2d) and _is_norm_of(layer, after):
-                yield self._packed(layer, layers.pop(0))
+                yield self._placed(layer, self._packed(layer, self._norm(layers.pop(0))))
             elif type(layer) is nn.Conv2d and not is_observed(layer) and _is_norm_of(layer, after):
-                yield _folded(layer, layers.pop(0))
+                yield self._placed(layer, _folded(layer, self._norm(layers.pop(0))))
             elif type(layer) not in _IDLE or is_observed(layer):
                 yield self.module(layer)
+            else:
+                self.gone |= {self._names[id(layer)]} if id(layer) in self._names else set()
+
+    def _flat(self, modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+        for module in modules:
+            kept = is_observed(module) or self._names.get(id(module)) in self._keep
+            if type(module) is nn.Sequential and not kept:
+                yield from self._flat(module)
+            else:
+                yield module
 
     def _block(self, block: nn.Module) -> PackedBlock:
         assert isinstance(block, MixedBlock)
         shortcut = None if block.downsample is None else self._packed(*block.downsample)
-        return PackedBlock(self._packed(block.conv1, block.bn1), self._packed(block.conv2, block.bn2), shortcut)
+        new = PackedBlock(self._packed(block.conv1, block.bn1), self._packed(block.conv2, block.bn2), shortcut)
+        return self._placed(block, new)
 
     def _packed(self, layer: nn.Module, norm: nn.Module | None) -> PackedConv2d:
         name = self._names[id(layer)]
@@ -184,14 +215,6 @@ def _folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     bias = shift if conv.bias is None else shift + conv.bias.double() * factor
     new.bias = nn.Parameter(bias.float(), requires_grad=False)
     return new
-
-
-def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    for module in modules:
-        if type(module) is nn.Sequential and not is_observed(module):
-            yield from _flat(module)
-        else:
-            yield module
 
 
 def _is_norm_of(conv: nn.Module, norm: nn.Module | None) -> bool:

@@ -235,8 +235,15 @@ def _search(
     ranges, exact = reachable(net, constraints)
     allowed = feasible(net, constraints)
     limits = sorted(str(c) for c in constraints)
+    parts = {"latency": latency.table(net).fingerprint()} if latency.known(net) else {}
     identity = identity_of(
-        config, seed, data, space=net.space.fingerprint(), weights=hash_weights(net), constraints="; ".join(limits)
+        config,
+        seed,
+        data,
+        space=net.space.fingerprint(),
+        weights=hash_weights(net),
+        constraints="; ".join(limits),
+        **parts,
     )
     images = min(config.calibration_images, len(data.train))
     calibration = data.calibration_batches(images, config.eval_batch_size, seed)

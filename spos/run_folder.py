@@ -116,7 +116,7 @@ def search_stage(label: str | None) -> str:
 
 def _checked(label: str) -> str:
     if not _LABEL.fullmatch(label):
-        raise ValueError(f"label = {label!r}: expected letters, digits, '-' and '_'")
+        raise ValueError(f"label = {label!r}: expected letters, digits, '-' and '_', a letter or digit first")
     return label
 
 

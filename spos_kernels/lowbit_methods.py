@@ -30,8 +30,8 @@ def lowbit_plans() -> dict[str, str]:
 
 def choose(key: Key, methods: Sequence[str], work: Callable[[int], None], *, rounds: int = 3) -> int:
     """Return the number of the fastest of `methods` for the work that `key` names."""
-    if len(methods) == 1:
-        return METHODS.index(methods[0])
+    if (known := chosen(key, methods)) is not None:
+        return known
     times = _plans.get(key)
     if times is None:
         with _lock:  # two threads that measure at once would measure each other
@@ -41,6 +41,14 @@ def choose(key: Key, methods: Sequence[str], work: Callable[[int], None], *, rou
                     _plans.clear()
                 times = _plans[key] = _measure(methods, work, rounds)
     return METHODS.index(min(times, key=times.__getitem__))
+
+
+def chosen(key: Key, methods: Sequence[str]) -> int | None:
+    """Return the number of the method that the work named by `key` has been given to; None if it has not been."""
+    if len(methods) == 1:
+        return METHODS.index(methods[0])
+    times = _plans.get(key)
+    return None if times is None else METHODS.index(min(times, key=times.__getitem__))
 
 
 def _measure(methods: Sequence[str], work: Callable[[int], None], rounds: int) -> dict[str, float]:

@@ -42,6 +42,8 @@ class Quantizer(NamedTuple):
 
 
 LARGEST = torch.finfo(torch.float32).max
+# Of a row of weights: each lane of its products sums multiples of up to 64 of them in 32 bits.
+MOST_ROW_BITS = 1 << 23
 # Codes that are the values.
 PLAIN = Quantizer(1.0)
 
@@ -196,11 +198,6 @@ def prepared(launch: Launch, scale_groups: int) -> Prepared:
     return _prepare(sizes, numbers[0], numbers[2], scale_groups, torch.get_num_threads())
 
 
-def chosen(how: Prepared) -> int:
-    """Return the method that a call has been run by; there is one to look up because it has been run."""
-    return choose(how.key, how.methods, lambda _: None)
-
-
 @lru_cache(maxsize=4096)
 def _prepare(sizes: tuple[int, ...], x_bits: int, w_bits: int, scale_groups: int, threads: int) -> Prepared:
     batch, _, _, out_height, out_width, groups, inputs, outputs, kernel_height, kernel_width = sizes[:10]
@@ -222,6 +219,7 @@ def methods_of(sizes: tuple[int, ...], scale_groups: int, w_bits: int, x_bits: i
     if w_bits * x_bits <= most_bits and scale_groups == 1:
         methods.append("bits")
     whole = (kernel_height, kernel_width, groups) == (1, 1, 1) and rest[:4] == [1, 1, 0, 0]
+    whole = whole and inputs * w_bits <= MOST_ROW_BITS
     if whole and batch * out_height * out_width <= most_rows:
         methods.append("row")
     return tuple(methods)

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from spos_kernels import _C, lowbit_products
 from spos_kernels.backends import is_plain, is_plain_tensor, takes_kernels
-from spos_kernels.lowbit_products import Call, chosen, launch_of, prepared
+from spos_kernels.lowbit_methods import chosen
+from spos_kernels.lowbit_products import Call, Quantizer, launch_of, prepared
 from spos_kernels.packing import PackedWeight
 
 MOST_SHORTCUTS = 64  # of a weight
 Sizes = tuple[int, ...]
+_SIMPLE = (type(None), bool, int, tuple, Quantizer)
 
 
 class View(NamedTuple):
@@ -51,7 +53,13 @@ def shortcut_key(
     """
     if torch.compiler.is_compiling() or not isinstance(weight, PackedWeight):
         return None
-    key: list[object] = [*options, *map(type, options)]  # types: True is 1, and a tuple equals a quantizer
+    key: list[object] = []
+    for option in options:  # with types, for True is 1, and a tuple equals a quantizer
+        if type(option) not in _SIMPLE:
+            return None
+        key += (option, type(option))
+        if isinstance(option, tuple):
+            key += map(type, option)
     key += (torch.get_num_threads(), lowbit_products.ISA, lowbit_products.methods_of)  # what the plan depends on
     for tensor in (x, bias, residual):
         if tensor is None:
@@ -62,12 +70,7 @@ def shortcut_key(
             return None
     if not takes_kernels() or not is_plain():
         return None
-    result = tuple(key)
-    try:
-        hash(result)
-    except TypeError:  # an option that will be refused
-        return None
-    return result
+    return tuple(key)
 
 
 def remember(
@@ -83,12 +86,18 @@ def remember(
     if key is None or not all(map(_shares, given, (call.x, call.bias, call.residual))):
         return
     shortcuts = call.weight.shortcuts
-    if len(shortcuts) >= MOST_SHORTCUTS:  # shapes or scales that change at every call
-        shortcuts.clear()
+    if key not in shortcuts:  # the second of its kind makes one, for where a scale changes at every call it never pays
+        if len(shortcuts) >= MOST_SHORTCUTS:
+            shortcuts.clear()
+        shortcuts[key] = None
+        return
     result = results if isinstance(results, Tensor) else results[0]
     weight, launch = call.weight, launch_of(call)
     multiplier = weight.multiplier(call.quantizer.scale)
     how = prepared(launch, weight.sums.shape[0])
+    method = chosen(how.key, how.methods)
+    if method is None:  # another thread has dropped the plans
+        return
     shortcuts[key] = Shortcut(
         View(tuple(call.x.shape), call.x.stride()),
         None if call.residual is None else View(tuple(call.residual.shape), call.residual.stride()),
@@ -96,7 +105,7 @@ def remember(
         (how.rows, how.columns),
         (multiplier is None, multiplier is not None and (call.keep or call.out is None), call.out is not None),
         (weight.packed, weight.sums, weight.twice_zero, multiplier),
-        (launch.sizes, launch.numbers, launch.scales, call.relu, chosen(how), lowbit_products.ISA, how.threads),
+        (launch.sizes, launch.numbers, launch.scales, call.relu, method, lowbit_products.ISA, how.threads),
     )
 
 

@@ -59,6 +59,9 @@ class PackedWeight:
                 _check_part(name, part, dtype, (groups, self.shape[0]))
         object.__setattr__(self, "doubled", bool((self.twice_zero & 1).any()))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedWeight, (self.packed, self.bits, self.shape, self.sums, self.twice_zero, self.scale)
+
     def multiplier(self, x_scale: float) -> Tensor | None:
         """Return what makes a result of a sum: scale times x_scale, halved for sums that are kept twice."""
         if self.scale is None:

@@ -109,8 +109,8 @@ SPOS_INLINE void visit_columns(const FakeQuantizeJob<T>& job, int64_t row, int64
 }
 
 // Some rows at a time, and within them 4 vectors of columns after another, whose coefficients stay in registers. Fewer
-// rows where they are long, and one where the tensor comes from beyond L2: the processor asks memory ahead for lines
-// that follow each other.
+// rows where they are long, and one where the tensor comes from far: the processor asks memory ahead for lines that
+// follow each other.
 template <class V, bool Sums, typename Visit, typename Store, typename T = typename V::Scalar>
 SPOS_INLINE void visit_block(const FakeQuantizeJob<T>& job, int64_t piece, const Visit& visit, const Store& store) {
     constexpr int vectors = 4, together = vectors * V::lanes;

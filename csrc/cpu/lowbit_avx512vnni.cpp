@@ -179,7 +179,7 @@ struct LowbitAvx512 {
 
     template <int Bits>
     static void rows_of(const RowProduct& call) {
-        constexpr int most = Bits >= 4 ? 8 : 4;  // sums of 16 vectors
+        constexpr int most = Bits >= 4 ? 8 : 4;  // 16 sums in registers, or all 32 of 1 bit
         int64_t n = call.first;
         for (; n + most <= call.end; n += most) row_of<most, Bits>(call, n);
         for (; n + 4 <= call.end; n += 4) row_of<4, Bits>(call, n);

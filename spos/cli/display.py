@@ -13,7 +13,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-_UNITS = {"supernet": "step", "child": "step"}
+_UNITS = {"supernet": "step", "child": "step", "latency": "round"}
 _TITLES = {"supernet": "supernet", "child": "retraining", "evolution": "evolution", "random": "random search"}
 _PLAIN_LINES = 10
 

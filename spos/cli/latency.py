@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from statistics import mean, median
+from typing import TYPE_CHECKING
 
 from spos.cli.display import Display
 from spos.cli.stages import prepare
 from spos.config import Config
 from spos.run_directory import RunDirectoryError
 from spos.run_folder import SUPERNET, RunFolder
+
+if TYPE_CHECKING:
+    import spos
 
 
 def measure(folder: RunFolder, config: Config, display: Display, *, batch: int, rounds: int, check: int) -> None:
@@ -19,33 +23,33 @@ def measure(folder: RunFolder, config: Config, display: Display, *, batch: int, 
         raise RunDirectoryError(f"{folder.path} has no {SUPERNET} yet: run `spos train {folder.path}` first")
     _, net = prepare(config, display)
     table = spos.measure_latency(net, batch=batch, rounds=rounds, progress=display.progress)
-    table.save(folder.latency)
+    spos.save_latency(table, folder.latency)
     low, high = spos.latency.range(net) or (0.0, 0.0)
     spread = median(value for block in table.blocks for value in block.spread.values())
+    quartiles = f"; quartiles {spread:.1%} apart" if rounds > 1 else ""
     display.say(
         f"{folder.latency}: {len(table.blocks)} blocks, {sum(len(b.nanoseconds) for b in table.blocks)} times for "
-        f"{batch} images, {table.machine['threads']} threads; quartiles {spread:.1%} apart. Networks take "
+        f"{batch} images, {table.machine['threads']} threads{quartiles}. Networks take "
         f"{low:.3g} to {high:.3g} ms, of which {table.rest / 1e6:.3g} ms in no block"
     )
-    if check > 1:
+    if check:
         _compare(net, display, batch, rounds, check)
 
 
-def _compare(net: object, display: Display, batch: int, rounds: int, count: int) -> None:
+def _compare(net: spos.Supernet, display: Display, batch: int, rounds: int, count: int) -> None:
     from scipy.stats import spearmanr
 
     import spos
-    from spos.latency_table import time_network
+    from spos.latency_table import time_networks
 
-    assert isinstance(net, spos.Supernet)
     rng = spos.generator(0, "latency check")
     archs = [net.space.sample(rng) for _ in range(count)]
     predicted = [float(spos.latency(net, arch)) for arch in archs]
-    measured = [time_network(net, arch, batch=batch, rounds=rounds) for arch in archs]
+    measured = time_networks(net, archs, batch=batch, rounds=rounds)
     errors = [abs(p - m) / m for p, m in zip(predicted, measured, strict=True)]
     constant = [abs(median(measured) - m) / m for m in measured]
+    rank = f", rank correlation {spearmanr(predicted, measured).statistic:.3f}" if count > 2 else ""
     display.say(
         f"{count} random networks, measured whole: {min(measured):.3g} to {max(measured):.3g} ms, predicted with a "
-        f"mean error of {mean(errors):.1%} (their median for all: {mean(constant):.1%}), rank correlation "
-        f"{spearmanr(predicted, measured).statistic:.3f}"
+        f"mean error of {mean(errors):.1%} (their median for all: {mean(constant):.1%}){rank}"
     )

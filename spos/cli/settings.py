@@ -60,7 +60,7 @@ def _refuse_changes(folder: RunFolder, stage: str, before: Config, after: Config
     if changed:
         raise ConfigError(
             f"{folder.directory(stage)} was started with {'; '.join(changed)}: "
-            "leave these out to go on with it, or take another directory"
+            f"leave these out to go on with it, or take another {'--label or ' * stage.startswith(SEARCH)}directory"
         )
 
 

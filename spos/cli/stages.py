@@ -56,10 +56,7 @@ def search(
     with folder.open(SUPERNET) as run:
         spos.load_weights(net, run, "supernet")
     stage = search_stage(label)
-    if folder.latency.exists():
-        spos.LatencyTable.load(folder.latency).attach(net)
-    elif config.search.max_latency or config.search.min_latency:
-        raise RunDirectoryError(f"{folder.latency} does not exist: run `spos latency {folder.path}` first")
+    _attach_latency(folder, net, display, needed=bool(config.search.max_latency or config.search.min_latency))
     _begin(folder, stage, config, display)
     method = spos.random_search if random else spos.evolve
     result = method(
@@ -95,6 +92,9 @@ def retrain(
     """
     if arch is None:
         stage = search_stage(found_by)
+        labelled = [s.partition("-")[2] for s in folder.search_stages() if s != stage]
+        if found_by is None and labelled and not folder.started(stage):
+            raise RunDirectoryError(f"{folder.path} has searches {', '.join(labelled)}: say which by --search")
         require(folder, stage, "spos search", "" if found_by is None else f" --label {found_by}")
         with folder.open(stage) as run:
             arch = (run.read_json("result") or {})["best"]["arch"]
@@ -106,7 +106,8 @@ def retrain(
     others = _comparisons(net, chosen, random_archs, config.seed)  # first: it may find too few
     _retrain_one(folder, config, display, data, net, chosen, label, origin)
     for number, other in enumerate(others, start=1):
-        _retrain_one(folder, config, display, data, net, other, f"random-{number}", "random")
+        name = f"random-{number}" if found_by is None else f"{label}-random-{number}"
+        _retrain_one(folder, config, display, data, net, other, name, "random")
 
 
 def _retrain_one(
@@ -149,6 +150,22 @@ def _retrain_one(
         f"{label}: test accuracy {result.test_accuracy:.2%} on {result.test_images} images, "
         f"{result.steps} steps in {duration(result.seconds)}"
     )
+
+
+def _attach_latency(folder: RunFolder, net: spos.Supernet, display: Display, *, needed: bool) -> None:
+    """Gives the supernet the run's table of latencies; where it is not needed, says why it cannot be used."""
+    import spos
+
+    if not folder.latency.exists():
+        if needed:
+            raise RunDirectoryError(f"{folder.latency} does not exist: run `spos latency {folder.path}` first")
+        return
+    try:
+        spos.load_latency(folder.latency).attach(net)
+    except ValueError as error:
+        if needed:
+            raise ValueError(f"{folder.latency}: {error}") from None
+        display.say(f"note: no latencies are shown: {error}")
 
 
 def prepare(config: Config, display: Display) -> tuple[spos.Data, spos.Supernet]:

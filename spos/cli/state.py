@@ -73,7 +73,8 @@ def _search_lines(run: RunDirectory, stage: str) -> Iterator[str]:
         best = min(records, key=ranking_key)
         end = "finished" if run.read_json(result) else "not finished"
         bits = "" if best.get("bitops") is None else f", {best['bitops']:.4g} G bit operations"
+        time = "" if best.get("latency") is None else f", {best['latency']:.3g} ms predicted"
         yield (
             f"{of}{name}: {len(records)} candidates, {end}; best {','.join(map(str, best['arch']))}, "
-            f"validation accuracy {best['accuracy']:.2%}, {best['flops'] / 1e6:.2f} MFLOPs{bits}"
+            f"validation accuracy {best['accuracy']:.2%}, {best['flops'] / 1e6:.2f} MFLOPs{bits}{time}"
         )

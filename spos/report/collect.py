@@ -69,6 +69,9 @@ BITOPS = CostAxis(
 )
 
 
+LATENCY = CostAxis("latency", "latency", "ms", 1.0, "predicted latency, ms")
+
+
 @dataclass(frozen=True)
 class Searched:
     """Candidates of one way of searching, in the order of evaluation."""
@@ -146,12 +149,21 @@ class RunData:
         """The best of the first search that found one."""
         return next((s.best for s in self.searches if s.best), None)
 
+    def axis(self, search: Search) -> CostAxis:
+        """The cost to show a search's candidates by: latency where that was its budget."""
+        timed = all(c.get("latency") is not None for c in search.candidates)
+        return LATENCY if timed and any(c.startswith("latency") for c in search.constraints) else self.cost
+
     @property
-    def architecture(self) -> tuple[int, ...] | None:
-        """What the run is about in the end: the best that evolution found, else what was retrained first."""
-        if self.best:
-            return tuple(self.best["arch"])
-        return next((r.arch for r in self.retrained if r.arch), None)
+    def shown(self) -> Record | None:
+        """What the run is about in the end: what a search found and was retrained, else the best that one found, else
+        what was retrained first.
+        """
+        if self.found and self.found.training.result and self.found.arch:
+            candidates = [c for s in self.searches for c in s.candidates]
+            known = next((c for c in candidates if tuple(c["arch"]) == self.found.arch), {})
+            return {**known, **{k: v for k, v in vars(self.found).items() if v is not None}}
+        return self.best or next((vars(r) for r in self.retrained if r.arch), None)
 
 
 def collect(folder: RunFolder) -> RunData:

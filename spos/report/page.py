@@ -65,12 +65,14 @@ def _numbers(run: RunData) -> Iterator[tuple[str, str]]:
         yield "best validation accuracy", _percent(best["accuracy"], _validation_images(run, run.config))
     elif run.supernet and run.supernet.records:
         yield "supernet training loss", _text(f"{run.supernet.records[-1]['loss']:.3f}")
-    costs = best or (vars(found) if found and found.flops and found.params else None)
-    if costs:
+    costs = run.shown
+    if costs and costs.get("flops") and costs.get("params"):
         yield "FLOPs", f"{costs['flops'] / 1e6:,.1f} <small>M</small>"
         yield "parameters", f"{costs['params'] / 1e6:,.2f} <small>M</small>"
         if costs.get("bitops") is not None:
             yield "bit operations", f"{costs['bitops']:.4g} <small>G</small>"
+        if costs.get("latency") is not None:
+            yield "predicted latency", f"{costs['latency']:.3g} <small>ms</small>"
     candidates = sum(len(s.candidates) for s in run.searches)
     if candidates:
         yield "candidates scored", f"{candidates:,}"
@@ -93,9 +95,9 @@ def _missing(run: RunData) -> list[str]:
 
 
 def _architecture(run: RunData) -> str:
-    arch = run.architecture
-    if arch is None:
+    if run.shown is None:
         return ""
+    arch = tuple(run.shown["arch"])
     what = "architecture found" if run.best else "retrained architecture"
     caption = f"The {what}: {', '.join(map(str, arch))}. A box for each decision, in order, coloured by its option"
     if run.space and any(block.get("widths") for block in run.space["blocks"]):
@@ -128,7 +130,7 @@ def _scatter(run: RunData, search: Search) -> str:
     best = search.best
     if best is None:
         return ""
-    cost = run.cost
+    cost = run.axis(search)
     budget = getattr(search.config.search, f"max_{cost.key}") if search.config else 0
     costs = [cost.of(c) for c in search.candidates]
     mark = f"{cost.of(best):.4g} {cost.unit} and {100 * best['accuracy']:.2f}%"

@@ -189,6 +189,23 @@ def test_large_tensors_are_written_past_the_caches(axis: int | None, isa: _C.Isa
 
 
 @each_isa
+def test_columns_of_tensors_beyond_the_caches_near_by(isa: _C.Isa) -> None:
+    """Which are gone through row by row."""
+    x = torch.randn(2**13, 210)
+    step = torch.rand(210) + 0.1
+    call = Call(x, step, None, Quantizer(4, "lsq", True, 1))
+    y, dx, dstep = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan), torch.full_like(step, torch.nan)
+    _C.fake_quantize_forward(x, step, None, y, *options(call, isa, 2))
+    _C.fake_quantize_backward(x, x, step, None, dx, dstep, *options(call, isa, 2))
+    v = x / step
+    assert torch.equal(y, v.round().clamp(-8, 7) * step)
+    assert torch.equal(dx, torch.where((v >= -8) & (v <= 7), x, 0))
+    slope = torch.where(v <= -8, -8, torch.where(v >= 7, 7, v.round() - v)).double()
+    expected = (x.double() * slope).sum(0)
+    torch.testing.assert_close(dstep.double() * (2**13 * 7) ** 0.5, expected, rtol=1e-4, atol=1e-3)
+
+
+@each_isa
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(
     "case", [Case((70,)), Case((3, 70), 0), Case((9, 33), 1), Case((2, 70, 5, 5), 1, (0, 2, 3, 1))], ids=str

@@ -83,6 +83,19 @@ def test_methods_that_could_not_hold_a_sum_are_not_taken() -> None:
     assert sk.lowbit_matmul(x, weight).tolist() == [[33026 * 255 * 255] * 3]
 
 
+@pytest.mark.parametrize(("bits", "size"), [(1, 2**24 + 4096), (2, 4_500_000), (4, 2_400_000)])
+def test_single_rows_of_any_length_are_exact(bits: int, size: int) -> None:
+    """Codes in a few lanes only, whose sums are multiplied by their place in the byte before they come together."""
+    codes = torch.zeros(1, size, dtype=torch.uint8)
+    codes.view(-1)[torch.arange(size) % (512 // bits) < 8] = 2**bits - 1
+    weight = sk.pack_weight(codes, bits, zero_point=0)
+    for _ in range(2):
+        assert sk.lowbit_matmul(torch.zeros_like(codes), weight, x_quantizer=sk.Quantizer(1.0, 1)).tolist() == [[0]]
+    assert sk.lowbit_matmul(torch.ones_like(codes), weight, x_quantizer=sk.Quantizer(1.0, 1)).tolist() == [
+        [int(codes.sum(dtype=torch.int64))]
+    ]
+
+
 @pytest.mark.parametrize("size", [65794, 131072])
 def test_longer_sums_are_refused_by_name(size: int) -> None:
     weight = sk.pack_weight(torch.zeros(2, size, dtype=torch.uint8), 8)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from lowbit_support import Draws, same
+from torch.utils.flop_counter import FlopCounterMode
 
 import spos_kernels as sk
 from spos_kernels import lowbit_shortcuts
@@ -39,7 +42,8 @@ def test_a_second_call_gives_what_the_reference_gives(seed: int) -> None:
     run, reference = (
         (sk.lowbit_conv2d, sk.lowbit_conv2d_reference) if seed % 2 else (sk.lowbit_matmul, sk.lowbit_matmul_reference)
     )
-    run(x, weight, **options)
+    for _ in range(2):
+        run(x, weight, **options)
     for _ in range(2):  # other values in memory of the same layout
         flipped = x.flip(0) if x.dtype == torch.float32 else (2 ** options["x_quantizer"].bits - 1) - x
         other = torch.empty_like(x).copy_(flipped)
@@ -53,18 +57,53 @@ def test_a_second_call_gives_what_the_reference_gives(seed: int) -> None:
         x = other
 
 
-def test_calls_alike_are_checked_once(counted: list[int]) -> None:
+def test_calls_alike_are_checked_twice_and_then_no_more(counted: list[int]) -> None:
     weight = Draws(0).weight(3, True, 20, 40)
     how = {"x_quantizer": sk.Quantizer(0.3, 4), "bias": torch.rand(20)}
-    for _ in range(3):
+    for _ in range(4):
         sk.lowbit_matmul(Draws(1).codes(4, 2, 40), weight, **how)
-    assert counted == [1]
+    assert counted == [2]
     maps = Draws(2).weight(2, True, 20, 16, 3, 3)
     x = Draws(1).codes(4, 2, 16, 6, 6).contiguous(memory_format=torch.channels_last)
-    for _ in range(3):
+    for _ in range(4):
         sk.lowbit_conv2d(x, maps, x_quantizer=sk.Quantizer(0.3, 4), padding=1, residual=torch.rand(2, 20, 6, 6).to(
             memory_format=torch.channels_last))  # fmt: skip
-    assert counted == [2]
+    assert counted == [4]
+    empty = torch.empty(0, 40, dtype=torch.uint8)
+    for _ in range(4):
+        assert sk.lowbit_matmul(empty, weight, x_quantizer=sk.Quantizer(0.3, 4)).shape == (0, 20)
+    assert counted == [8]  # what has no memory cannot be told apart
+
+
+def test_what_a_call_depends_on_besides_its_arguments(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x, how = Draws(0).weight(3, True, 20, 40), torch.rand(2, 40), {"x_quantizer": sk.Quantizer(0.3, 4)}
+
+    def checks() -> int:
+        before = counted[0]
+        assert same(sk.lowbit_matmul(x, weight, **how), sk.lowbit_matmul_reference(x, weight, **how))
+        return counted[0] - before - 1  # the reference checks too
+
+    assert [checks() for _ in range(4)] == [1, 1, 0, 0]
+    with sk.use_backend("reference"):
+        assert checks() == 1
+    with FlopCounterMode(display=False):  # a mode that is to see every call
+        assert checks() == 1
+    assert torch.compile(lambda x: sk.lowbit_matmul(x, weight, **how), backend="eager")(x).shape == (2, 20)
+    assert torch.func.vmap(lambda x: sk.lowbit_matmul(x, weight, **how))(x[None]).shape == (1, 2, 20)
+    assert checks() == 0
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert [checks() for _ in range(3)] == [1, 1, 0]
+    monkeypatch.undo()
+
+
+def test_a_copy_remembers_nothing() -> None:
+    weight, x = Draws(0).weight(3, True, 20, 40), Draws(1).codes(4, 2, 40)
+    for _ in range(3):
+        expected = sk.lowbit_matmul(x, weight, x_quantizer=sk.Quantizer(0.3, 4))
+    size = len(pickle.dumps(weight))
+    for other in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
+        assert not other.shortcuts and len(pickle.dumps(other)) == size
+        assert same(sk.lowbit_matmul(x, other, x_quantizer=sk.Quantizer(0.3, 4)), expected)
 
 
 def test_calls_that_differ_are_checked(counted: list[int]) -> None:
@@ -93,28 +132,34 @@ def test_calls_that_differ_are_checked(counted: list[int]) -> None:
         counted[0] = number
 
 
-def test_bad_calls_are_refused_after_good_ones() -> None:
+def test_bad_calls_are_refused_after_good_ones(counted: list[int]) -> None:
     weight, maps = Draws(0).weight(3, True, 20, 40), Draws(2).weight(2, True, 20, 16, 3, 3)
-    x, image = Draws(1).codes(4, 2, 40), Draws(1).codes(4, 2, 16, 6, 6)
-    how: dict[str, Any] = {"x_quantizer": sk.Quantizer(1.0, 4)}
-    for _ in range(2):
-        sk.lowbit_matmul(x, weight, bias=torch.rand(20), **how)
+    x, image = Draws(1).codes(4, 2, 40), Draws(1).codes(4, 2, 16, 6, 6).contiguous(memory_format=torch.channels_last)
+    how: dict[str, Any] = {"x_quantizer": sk.Quantizer(1.0, 4), "bias": torch.rand(20)}
+    for _ in range(3):
+        sk.lowbit_matmul(x, weight, **how)
         sk.lowbit_conv2d(image, maps, stride=1, **how)
+        sk.lowbit_conv2d(image, maps, stride=(1, 1), **how)
+    assert counted == [6]  # all three are remembered
+    quantizers = [(1.0, 4, 0), [1.0, 4, 0], sk.Quantizer(1.0, 4.0), sk.Quantizer(True, 4), sk.Quantizer(1.0, 4, False)]  # type: ignore[arg-type]
     refused: list[tuple[Any, dict[str, Any]]] = [
-        (TypeError, how | {"x_quantizer": (1.0, 4, 0)}),
-        (TypeError, how | {"x_quantizer": [1.0, 4, 0]}),
-        (TypeError, how | {"bias": torch.rand(20).double()}),
-        (ValueError, how | {"bias": torch.rand(21)}),
-        (TypeError, how | {"bias": [1.0] * 20}),
+        *((TypeError, {"x_quantizer": quantizer}) for quantizer in quantizers[:4]),
+        (ValueError, {"x_quantizer": quantizers[4]}),
+        (TypeError, {"bias": torch.rand(20).double()}),
+        (ValueError, {"bias": torch.rand(21)}),
+        (TypeError, {"bias": [1.0] * 20}),
     ]
     for error, options in refused:
         with pytest.raises(error, match=r"quantizer|bias"):
-            sk.lowbit_matmul(x, weight, **options)
-    for stride in (True, 1.0, [1, 1.0]):
+            sk.lowbit_matmul(x, weight, **how | options)
+    for stride in (True, 1.0, [1, 1.0], (1.0, 1), (True, 1)):
         with pytest.raises((TypeError, ValueError), match="stride"):
             sk.lowbit_conv2d(image, maps, stride=stride, **how)
+    flag = torch.tensor(False)
+    plain = sk.lowbit_matmul(x, weight, relu=flag, **how)  # type: ignore[arg-type]
+    assert same(sk.lowbit_matmul(x, weight, relu=flag.fill_(True), **how), plain.clamp(min=0))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="codes of more than x_bits bits"):
-        sk.lowbit_matmul(torch.full_like(x, 16), weight, bias=torch.rand(20), **how)
+        sk.lowbit_matmul(torch.full_like(x, 16), weight, **how)
     with sk.use_backend("reference"):
         assert same(sk.lowbit_matmul(x, weight, **how), sk.lowbit_matmul_reference(x, weight, **how))
 
@@ -122,5 +167,6 @@ def test_bad_calls_are_refused_after_good_ones() -> None:
 def test_what_is_remembered_has_an_end() -> None:
     weight, x = Draws(0).weight(3, True, 20, 40), Draws(1).codes(4, 2, 40)
     for number in range(3 * lowbit_shortcuts.MOST_SHORTCUTS):
-        sk.lowbit_matmul(x, weight, x_quantizer=sk.Quantizer(1 / (1 + number), 4))
+        for _ in range(2):
+            sk.lowbit_matmul(x, weight, x_quantizer=sk.Quantizer(1 / (1 + number), 4))
     assert 0 < len(weight.shortcuts) <= lowbit_shortcuts.MOST_SHORTCUTS

@@ -102,10 +102,13 @@ def test_searches_of_several_budgets(spos: Command, images: Path, tmp_path: Path
     assert len(ids) == len(set(ids))
 
     for words, message in (
-        (("retrain", "run"), "run has no search yet: run `spos search run` first"),
+        (("retrain", "run"), "run has searches fast, small: say which by --search"),
         (("retrain", "run", "--search", "none"), "no search-none yet: run `spos search run --label none` first"),
         (("retrain", "run", "--search", "fast", "--arch", "uniform:w2a2"), "--search is given beside an architecture"),
-        (("search", "run", "--label", "a/b"), "label = 'a/b': expected letters, digits, '-' and '_'"),
+        (
+            ("search", "run", "--label", "a/b"),
+            "label = 'a/b': expected letters, digits, '-' and '_', a letter or digit first",
+        ),
         (("latency", "none"), "none has no supernet yet: run `spos train none` first"),
     ):
         outcome = spos(*words)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spos.config import Config
+from spos.config import Config, SearchConfig
 from spos.report import write_report
 from spos.report.charts import standard_error
 from spos.run_directory import RunDirectory, RunDirectoryError
@@ -90,9 +90,18 @@ def training_record(step: int) -> dict[str, Any]:
     }
 
 
-def add_search(path: Path, accuracies: Sequence[float], stream: str, *, finished: bool = True) -> None:
+def add_search(
+    path: Path,
+    accuracies: Sequence[float],
+    stream: str,
+    *,
+    finished: bool = True,
+    stage: str = "search",
+    constraint: str = "flops <= 9000000",
+    **facts: Any,
+) -> None:
     opener = RunDirectory.open_or_create
-    with opener(path / "search", kind="search", config={}, identity=IDENTITY) as run:
+    with opener(path / stage, kind="search", config={}, identity=IDENTITY) as run:
         for index, accuracy in enumerate(accuracies):
             record = {
                 "index": index,
@@ -105,10 +114,11 @@ def add_search(path: Path, accuracies: Sequence[float], stream: str, *, finished
                 "params": 5000,
                 "origin": "random",
                 "seconds": 0.5,
+                **facts,
             }
             run.append(stream, record)
         if finished:
-            summary = {"best": {}, "constraints": ["flops <= 9000000"], "evaluations": len(accuracies)}
+            summary = {"best": {}, "constraints": [constraint], "evaluations": len(accuracies)}
             run.write_json("result" if stream == "evolution" else f"result-{stream}", summary)
 
 
@@ -154,6 +164,30 @@ def test_a_complete_run_is_told_with_its_numbers(complete: Path) -> None:
     assert "Constraints: flops <= 9000000" in text
     assert "all stages 11.0 s" in text  # 4 s supernet, 8 candidates of 0.5 s, 3 retrainings of 1 s
     assert "steps; used instead of epochs" in text  # the settings are there, explained
+
+
+def test_searches_of_several_budgets_each_have_their_own(complete: Path) -> None:
+    """The figures at the top are of one architecture: the one that is retrained, of whichever search."""
+    for number, label in enumerate(("Zed", "zed"), start=1):
+        config = Config(
+            search=SearchConfig(max_flops=2e6 * number, max_latency=3.5 * (number - 1), validation_images=30)
+        )
+        RunFolder(complete).write_settings(f"search-{label}", config)
+        constraint, latency = ("flops <= 2000000", None) if number == 1 else ("latency <= 3.5", 2.25)
+        add_search(complete, [0.6, 0.1 * number], "evolution", stage=f"search-{label}", constraint=constraint,
+                   latency=latency, flops=1_500_000 * number)  # fmt: skip
+    page = report(complete)
+    assert "Evolution and random search: Zed" in page.text and "Accuracy and cost of candidates: zed" in page.text
+    assert page.text.count("at 30 validation images is 8.94 points") == 2
+    assert "they span 2.25 to 2.25 ms. The one found has 2.25 ms and 60.00%. Constraints: latency <= 3.5." in page.text
+    assert "they span 1.5 to 1.5 MFLOPs" in page.text and page.text.count("budget") >= 2
+    assert "90.00%" in page.text[page.text.index("Retrained from fresh weights") :]  # as the first search scored it
+    for path in complete.glob("retrain-*"):
+        path.rename(complete / f"old-{path.name}")
+    add_retrained(complete, "zed", "search", 0.5, arch=(0, 0, 0))
+    text = report(complete).text
+    assert "The architecture found: 0, 0, 0." in text and "50.00% ± 2.50" in text
+    assert "parameters 0.01 M" in text and "predicted latency" in text
 
 
 def test_the_page_needs_nothing_else(complete: Path) -> None:
