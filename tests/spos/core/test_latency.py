@@ -238,6 +238,14 @@ def test_every_choice_is_in_the_block_that_takes_its_time() -> None:
         spos.measure_latency(spos.Supernet(nn.Sequential(*stem, Skipping()), input_shape=(1, 16, 16)), rounds=1)
 
 
+def test_calls_of_a_block_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by one at each reading."""
+    monkeypatch.setattr(latency_table.time, "perf_counter_ns", iter(range(10**9)).__next__)
+    net = spos.Supernet(nn.Sequential(nn.Conv2d(1, 4, 3), Held()), input_shape=(1, 16, 16))
+    times = {block.name: set(block.nanoseconds.values()) for block in spos.measure_latency(net, rounds=2).blocks}
+    assert times == {"1.choice": {1}, "1.blocks.0": {1}, "1.twice": {2}}
+
+
 def test_too_many_combinations_are_refused_before_anything_is_made() -> None:
     bits, widths = spos.BitsChoice("any"), [spos.WidthChoice(list(range(1, 30))) for _ in range(2)]
     wide = nn.Sequential(qconv(1, widths[0], 3, bits), spos.SlicedConv2d(widths[0], widths[1], 1))

@@ -99,6 +99,15 @@ def test_scores_are_those_of_one_after_another(name: str, memory: int) -> None:
     assert [m.training for m in net.modules()] == modes
 
 
+def test_what_is_kept_is_not_changed_through_a_view_of_it() -> None:
+    """An option that returns its input, or a view, with one way on from it, which changes that in place."""
+    net = in_place()
+    calibration, validation = batches(8)
+    archs = [net.space.arch(a) for a in ((1, 1, 0), (2, 1, 1), (0, 0, 1), (3, 0, 1))]
+    apart = spos.evaluate_population(copy.deepcopy(net), archs, calibration, validation, share_prefixes=False)
+    assert spos.evaluate_population(net, archs, calibration, validation) == apart
+
+
 def test_as_many_passes_as_nodes() -> None:
     net = spos.Supernet(make_module())
     calibration, _ = batches(8)
