@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace cuda_emulation {
@@ -114,7 +115,7 @@ class SharedMemory {
 struct Buffer {
     uintptr_t begin;
     size_t bytes;
-    const char* name;
+    std::string name;
     bool read_only;
     std::unique_ptr<Shadow> shadow;
     uintptr_t end() const { return begin + bytes; }

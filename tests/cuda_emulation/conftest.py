@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from emulation import Emulation, library
+
+
+@pytest.fixture(scope="session")
+def checked_library() -> Emulation:
+    return Emulation(library(["instructions", "planted_bugs"], checked=True))
+
+
+@pytest.fixture
+def emulated(checked_library: Emulation) -> Iterator[Emulation]:
+    """Kernels built with hooks, with the default schedule. No report may be left over at the end."""
+    checked_library.configure()
+    checked_library.counters()
+    yield checked_library
+    assert checked_library.reports() == []
+
+
+@pytest.fixture(scope="session")
+def plain() -> Emulation:
+    """The same kernels built without hooks."""
+    return Emulation(library(["instructions"], checked=False))
+
+
+@pytest.fixture(params=["checked", "plain"])
+def either(request: pytest.FixtureRequest) -> Emulation:
+    return request.getfixturevalue("emulated" if request.param == "checked" else "plain")
