@@ -67,9 +67,9 @@ void Emulator::check_shared(Thread& thread, uintptr_t address, size_t size, Acce
     bool uninitialised = false, pending = false;
     for (size_t i = 0; i < size; ++i) {
         if (!shared.contains(address + i) || *shared.states(address + i) == SharedMemory::unallocated) {
-            report(Kind::out_of_bounds, thread, {pc},
-                   std::string(verb(access)) + " of " + bytes_of(size) + " of shared memory, of which " +
-                       bytes_of(size - i) + " and more belong to no array");
+            report(
+                Kind::out_of_bounds, thread, {pc},
+                std::string(verb(access)) + " of " + bytes_of(size) + " of shared memory that are not all of an array");
             abandon();
         }
         SharedMemory::State& state = *shared.states(address + i);
@@ -198,10 +198,9 @@ void Emulator::start_copy(char* to, const char* from, int bytes, int source_byte
         check_shared(thread, target, width, Access::write, pc);
         for (uintptr_t i = 0; i < width; ++i) *shared.states(target + i) = SharedMemory::pending;
     }
-    if (options.count) {
-        counting.add(Instruction::cp_async);
-        counting.add_global(source, static_cast<size_t>(source_bytes));
-    }
+    if (options.count)
+        counting.add_access(thread.warp->number, thread.lane, pc, Instruction::cp_async, source,
+                            static_cast<size_t>(source_bytes));
     thread.copies.push_back({to, from, bytes, source_bytes, thread.groups + 1, pc});
 }
 

@@ -6,13 +6,16 @@
 namespace cuda_emulation {
 namespace {
 
+std::vector<uintptr_t> distinct(std::vector<uintptr_t> values) {
+    std::sort(values.begin(), values.end());
+    values.erase(std::unique(values.begin(), values.end()), values.end());
+    return values;
+}
+
 // Passes over 32 banks of 4 bytes: in one pass each bank gives one word, to as many lanes as ask for it.
-uint64_t passes(const std::vector<uintptr_t>& words) {
-    std::vector<uintptr_t> distinct = words;
-    std::sort(distinct.begin(), distinct.end());
-    distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+uint64_t passes(std::vector<uintptr_t> words) {
     std::array<uint64_t, 32> load{};
-    for (const uintptr_t word : distinct) ++load[word % 32];
+    for (const uintptr_t word : distinct(std::move(words))) ++load[word % 32];
     return *std::max_element(load.begin(), load.end());
 }
 
@@ -20,17 +23,13 @@ uint64_t passes(const std::vector<uintptr_t>& words) {
 
 void Counting::add_access(uint32_t warp, uint32_t lane, uintptr_t pc, Instruction kind, uintptr_t address,
                           size_t size) {
-    Site& site = sites_[warp].try_emplace(pc, Site{kind, size, {}, {}}).first->second;
+    Site& site = sites_[warp].try_emplace(pc, Site{kind, {}, {}}).first->second;
     const uint32_t execution = site.executed[lane]++;
     while (site.accesses.size() <= execution) site.accesses.emplace_back();
     Access& access = site.accesses[execution];
     access.lanes |= 1u << lane;
     access.address[lane] = address;
-}
-
-void Counting::add_global(uintptr_t address, size_t size) {
-    counters_.global_bytes += size;
-    if (size > 0) counters_.global_sectors += (address + size - 1) / 32 - address / 32 + 1;
+    access.size[lane] = static_cast<uint32_t>(size);
 }
 
 void Counting::add_ldmatrix(const uintptr_t* rows, int matrices) {
@@ -44,39 +43,34 @@ void Counting::add_ldmatrix(const uintptr_t* rows, int matrices) {
     }
 }
 
-void Counting::evaluate(const Site& site, const Access& access) {
-    add(site.kind);
-    const bool shared = site.kind == Instruction::shared_load || site.kind == Instruction::shared_store;
-    if (!shared) {
-        std::vector<uintptr_t> sectors;
-        for (uint32_t lane = 0; lane < 32; ++lane) {
+void Counting::evaluate(Instruction kind, const Access& access) {
+    add(kind);
+    const auto pieces = [&](uint32_t first, uint32_t lanes, uintptr_t bytes) {
+        std::vector<uintptr_t> touched;
+        for (uint32_t lane = first; lane < first + lanes; ++lane) {
             if (!(access.lanes >> lane & 1)) continue;
-            counters_.global_bytes += site.size;
-            for (uintptr_t sector = access.address[lane] / 32; sector * 32 < access.address[lane] + site.size; ++sector)
-                sectors.push_back(sector);
+            const uintptr_t end = access.address[lane] + access.size[lane];
+            for (uintptr_t piece = access.address[lane] / bytes; piece * bytes < end; ++piece) touched.push_back(piece);
         }
-        std::sort(sectors.begin(), sectors.end());
-        counters_.global_sectors +=
-            static_cast<uint64_t>(std::unique(sectors.begin(), sectors.end()) - sectors.begin());
+        return touched;
+    };
+    if (kind == Instruction::shared_load || kind == Instruction::shared_store) {
+        // 8 bytes go half a warp at a time, 16 bytes a quarter.
+        const uint32_t size = access.size[__builtin_ctz(access.lanes)];
+        const uint32_t together = size <= 4 ? 32 : size <= 8 ? 16 : 8;
+        for (uint32_t first = 0; first < 32; first += together)
+            counters_.shared_wavefronts += passes(pieces(first, together, 4));
         return;
     }
-    // 8 bytes go half a warp at a time, 16 bytes a quarter.
-    const uint32_t together = site.size <= 4 ? 32 : site.size <= 8 ? 16 : 8;
-    for (uint32_t first = 0; first < 32; first += together) {
-        std::vector<uintptr_t> words;
-        for (uint32_t lane = first; lane < first + together; ++lane) {
-            if (!(access.lanes >> lane & 1)) continue;
-            for (uintptr_t word = access.address[lane] / 4; word * 4 < access.address[lane] + site.size; ++word)
-                words.push_back(word);
-        }
-        if (!words.empty()) counters_.shared_wavefronts += passes(words);
-    }
+    for (uint32_t lane = 0; lane < 32; ++lane)
+        if (access.lanes >> lane & 1) counters_.global_bytes += access.size[lane];
+    counters_.global_sectors += distinct(pieces(0, 32, 32)).size();
 }
 
 void Counting::flush(uint32_t warp) {
     if (warp >= sites_.size()) return;
     for (const auto& [pc, site] : sites_[warp])
-        for (const Access& access : site.accesses) evaluate(site, access);
+        for (const Access& access : site.accesses) evaluate(site.kind, access);
     sites_[warp].clear();
 }
 

@@ -17,10 +17,8 @@ class Counting {
   public:
     void start_block(size_t warps) { sites_.assign(warps, {}); }
     void add(Instruction kind) { ++counters_.instructions[static_cast<size_t>(kind)]; }
-    // One lane's part of a load or store of `size` bytes.
+    // One lane's part of a load, a store or a cp.async, `size` bytes of it.
     void add_access(uint32_t warp, uint32_t lane, uintptr_t pc, Instruction kind, uintptr_t address, size_t size);
-    // A transfer between global memory and a lane that does not go through add_access.
-    void add_global(uintptr_t address, size_t size);
     void add_ldmatrix(const uintptr_t* rows, int matrices);
     // At a barrier of the warp, and at its end.
     void flush(uint32_t warp);
@@ -30,14 +28,14 @@ class Counting {
     struct Access {
         uint32_t lanes = 0;
         std::array<uintptr_t, 32> address;
+        std::array<uint32_t, 32> size;
     };
     struct Site {
         Instruction kind;
-        size_t size;
         std::array<uint32_t, 32> executed{};
         std::deque<Access> accesses;
     };
-    void evaluate(const Site& site, const Access& access);
+    void evaluate(Instruction kind, const Access& access);
 
     Counters counters_;
     std::vector<std::unordered_map<uintptr_t, Site>> sites_;  // of each warp, by return address

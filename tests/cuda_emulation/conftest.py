@@ -5,17 +5,18 @@ from collections.abc import Iterator
 import pytest
 from emulation import Emulation, library
 
+KERNELS = ["instructions", "planted_bugs", "gemm"]
+
 
 @pytest.fixture(scope="session")
 def checked_library() -> Emulation:
-    return Emulation(library(["instructions", "planted_bugs"], checked=True))
+    return Emulation(library(KERNELS, checked=True))
 
 
 @pytest.fixture
 def emulated(checked_library: Emulation) -> Iterator[Emulation]:
     """Kernels built with hooks, with the default schedule. No report may be left over at the end."""
     checked_library.configure()
-    checked_library.counters()
     yield checked_library
     assert checked_library.reports() == []
 
@@ -23,7 +24,7 @@ def emulated(checked_library: Emulation) -> Iterator[Emulation]:
 @pytest.fixture(scope="session")
 def plain() -> Emulation:
     """The same kernels built without hooks."""
-    return Emulation(library(["instructions"], checked=False))
+    return Emulation(library(KERNELS, checked=False))
 
 
 @pytest.fixture(params=["checked", "plain"])

@@ -23,10 +23,28 @@ CACHE = ROOT / "build" / "cuda_emulation_tests"
 FLAGS = ["-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
 CHECKED = ["-fsanitize=thread", "-fno-tree-sra"]
 
-INSTRUCTIONS = (
-    "global_load global_store shared_load shared_store atomic shuffle vote reduce match block_barrier warp_barrier "
-    "cp_async ldmatrix mma_f16 mma_bf16 mma_tf32 mma_s8 mma_u8s8 mma_s4 mma_b1"
-).split()
+INSTRUCTIONS = [
+    "global_load",
+    "global_store",
+    "shared_load",
+    "shared_store",
+    "atomic",
+    "shuffle",
+    "vote",
+    "reduce",
+    "match",
+    "block_barrier",
+    "warp_barrier",
+    "cp_async",
+    "ldmatrix",
+    "mma_f16",
+    "mma_bf16",
+    "mma_tf32",
+    "mma_s8",
+    "mma_u8s8",
+    "mma_s4",
+    "mma_b1",
+]
 COUNTERS = [*INSTRUCTIONS, "shared_wavefronts", "ldmatrix_wavefronts", "global_bytes", "global_sectors"]
 
 
@@ -77,6 +95,14 @@ def library(kernels: list[str], checked: bool) -> Path:
         objects = list(pool.map(lambda job: compiled(*job), jobs))
     command = [compiler(), "-shared", *map(str, objects)]
     return cached("-".join([*kernels, "checked.so" if checked else "plain.so"]), objects, command)
+
+
+def aligned(shape: int | tuple[int, ...], dtype: type, alignment: int = 128) -> np.ndarray:
+    """Zeros at a multiple of `alignment`, as device memory is, with room around them that belongs to no array."""
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.zeros(nbytes + 3 * alignment, np.uint8)
+    start = alignment + -room.ctypes.data % alignment
+    return room[start : start + nbytes].view(dtype).reshape(shape)
 
 
 class Emulation:

@@ -7,7 +7,7 @@ import operator
 
 import numpy as np
 import pytest
-from emulation import Emulation
+from emulation import Emulation, aligned
 
 RESULTS = 21
 MASKS = [0xFFFFFFFF, 0x0000FFFF, 0xFFFF0000, 0x55555555, 0x80000001, 0x00000010, 0x0FF0F00F]
@@ -110,9 +110,7 @@ def test_atomics_and_block_votes(emulated: Emulation, blocks: int, threads: int,
 @pytest.mark.parametrize("missing", [0, 1, 3])
 @pytest.mark.parametrize("width", [4, 8, 16])
 def test_async_copies(either: Emulation, width: int, missing: int) -> None:
-    room = np.zeros(2 * 64 * width + 16, np.uint8)
-    start = -room.ctypes.data % 16
-    given = room[start : start + 64 * width]
+    given = aligned(64 * width, np.uint8)
     given[:] = np.random.default_rng(0).integers(1, 256, given.size)
     result = np.full(64 * width, 77, np.uint8)
     assert either.run("async_copy", width, missing, given, result, read_only=("argument2",)) == 0

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulation import Emulation
-
-
-def aligned(nbytes: int) -> np.ndarray:
-    room = np.zeros(nbytes + 128, np.uint8)
-    start = -room.ctypes.data % 128
-    return room[start : start + nbytes]
+from emulation import Emulation, aligned
 
 
 # Distance of neighbouring lanes in elements, size of an element, passes that one load or store needs.
@@ -20,7 +14,7 @@ def aligned(nbytes: int) -> np.ndarray:
 )
 def test_bank_conflicts(emulated: Emulation, stride: int, size: int, passes: int) -> None:
     emulated.configure(count=True)
-    given, result = aligned(32 * size), aligned(32 * size)
+    given, result = aligned(32 * size, np.uint8), aligned(32 * size, np.uint8)
     given[:] = 1
     assert emulated.run("bank", size, stride, given, result) == 0
     np.testing.assert_array_equal(given, result)
@@ -37,7 +31,7 @@ def test_bank_conflicts(emulated: Emulation, stride: int, size: int, passes: int
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_ldmatrix_conflicts(emulated: Emulation, count: int, pitch: int, passes: int) -> None:
     emulated.configure(count=True)
-    rows, result = aligned(32 * 16), aligned(32 * 4 * count)
+    rows, result = aligned(32 * 16, np.uint8), aligned(32 * 4 * count, np.uint8)
     assert emulated.run("ldmatrix", count, 0, pitch, rows, result) == 0
     counters = emulated.counters()
     assert counters["ldmatrix"] == 1
@@ -46,7 +40,12 @@ def test_ldmatrix_conflicts(emulated: Emulation, count: int, pitch: int, passes:
 
 def test_tensor_core_instructions_are_counted(emulated: Emulation) -> None:
     emulated.configure(count=True)
-    words = [aligned(32 * 16), aligned(32 * 8), aligned(32 * 16), aligned(32 * 16)]
+    words = [
+        aligned(32 * 16, np.uint8),
+        aligned(32 * 8, np.uint8),
+        aligned(32 * 16, np.uint8),
+        aligned(32 * 16, np.uint8),
+    ]
     assert emulated.run("mma_m16n8k32_s8", *words) == 0
     assert emulated.run("mma_m16n8k256_b1", *words) == 0
     counters = emulated.counters()
@@ -62,6 +61,11 @@ def test_tensor_core_instructions_are_counted(emulated: Emulation) -> None:
 
 
 def test_nothing_is_counted_unasked(emulated: Emulation) -> None:
-    words = [aligned(32 * 16), aligned(32 * 8), aligned(32 * 16), aligned(32 * 16)]
+    words = [
+        aligned(32 * 16, np.uint8),
+        aligned(32 * 8, np.uint8),
+        aligned(32 * 16, np.uint8),
+        aligned(32 * 16, np.uint8),
+    ]
     assert emulated.run("mma_m16n8k32_s8", *words) == 0
     assert not any(emulated.counters().values())

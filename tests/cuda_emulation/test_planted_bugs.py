@@ -8,11 +8,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from emulation import KERNELS, Emulation, Report
+from emulation import KERNELS, Emulation, Report, aligned
 
 SOURCE = KERNELS / "planted_bugs.cu"
 SEEDS = range(6)
 NOTHING_PLANTED = "neighbouring_bytes"
+
+
+# As they are listed in the source.
+NAMES = re.findall(r"ENTRY\((\w+)\),", SOURCE.read_text())
 
 
 def planted() -> dict[str, tuple[str, int]]:
@@ -30,14 +34,8 @@ PLANTED = planted()
 
 
 def run(emulated: Emulation, name: str, correct: bool, seed: int) -> tuple[int, list[Report]]:
-    emulated.calls.planted_name.restype = ctypes.c_char_p
-    names = iter(lambda index=iter(range(1000)): emulated.calls.planted_name(next(index)), None)
-    index = [each.decode() for each in names].index(name)
-    room = np.zeros(2048 + 16, np.uint8)
-    start = -room.ctypes.data % 16
-    given = room[start : start + 768].view(np.float32)
-    result = room[start + 1024 : start + 2048].view(np.float32)
-    words = np.zeros(2, np.int32)
+    index = NAMES.index(name)
+    given, result, words = aligned(192, np.float32), aligned(256, np.float32), np.zeros(2, np.int32)
     given[:] = np.arange(given.size)
     emulated.configure(seed)
     with emulated.memory(given=given, result=result, words=words, read_only=("given",)):
@@ -70,8 +68,7 @@ def test_kernel_without_it_is_not_reported(checked_library: Emulation, name: str
 
 
 def test_every_kernel_has_a_mistake_but_one() -> None:
-    kernels = set(re.findall(r"ENTRY\((\w+)\),", SOURCE.read_text()))
-    assert kernels == {*PLANTED, NOTHING_PLANTED}
+    assert set(NAMES) == {*PLANTED, NOTHING_PLANTED}
 
 
 def test_a_report_says_who_and_where(checked_library: Emulation) -> None:

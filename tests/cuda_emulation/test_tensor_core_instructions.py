@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from emulation import Emulation
+from emulation import Emulation, aligned
 from fragments import SHAPES, distribute, distribute_c
 
 FLOATS = ["m16n8k16_f16", "m16n8k16_bf16", "m16n8k8_tf32"]
@@ -74,12 +74,10 @@ def test_integer_products(either: Emulation, name: str) -> None:
 def test_ldmatrix(either: Emulation, count: int, transposed: bool) -> None:
     pitch = 48
     rows = np.arange(32 * 8, dtype=np.uint16).reshape(32, 8)
-    aligned = np.empty(32 * 16 + 16, np.uint8)
-    start = -aligned.ctypes.data % 16
-    aligned = aligned[start : start + 32 * 16]
-    aligned[:] = rows.reshape(-1).view(np.uint8)
+    given = aligned(rows.shape, np.uint16)
+    given[:] = rows
     result = np.zeros((32, count), np.uint32)
-    assert either.run("ldmatrix", count, int(transposed), pitch, aligned, result) == 0
+    assert either.run("ldmatrix", count, int(transposed), pitch, given, result) == 0
     for lane in range(32):
         for matrix in range(count):
             elements = rows[8 * matrix : 8 * matrix + 8]
