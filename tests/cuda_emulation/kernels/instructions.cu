@@ -145,6 +145,19 @@ __global__ void bank_kernel(const Vector* in, Vector* out, int stride) {
     out[threadIdx.x] = buffer[threadIdx.x * stride];
 }
 
+// Numbers the steps of all threads in the order in which they happen.
+constexpr int steps = 20;
+__global__ void arrivals_kernel(int* counter, int* arrivals) {
+    const int number = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+    for (int i = 0; i < steps; ++i) arrivals[number * steps + i] = atomicAdd(counter, 1);
+}
+
+__global__ void large_arrays_kernel(int* out) {
+    SHARED_ARRAY(int, array, [10 * 1024]);
+    array[threadIdx.x] = 1;
+    out[threadIdx.x] = array[threadIdx.x];
+}
+
 }  // namespace
 
 using Stream = cudaStream_t;
@@ -194,6 +207,14 @@ int run_atomics(int blocks, int threads, int* words, float* sum) {
 int run_async_copy(int bytes, int missing, const char* in, char* out) {
     const auto kernel = bytes == 4 ? async_copy_kernel<4> : bytes == 8 ? async_copy_kernel<8> : async_copy_kernel<16>;
     return device::launch(kernel, dim3(1), dim3(64), 0, Stream(), in, out, missing);
+}
+
+int run_arrivals(int blocks, int threads, int* counter, int* arrivals) {
+    return device::launch(arrivals_kernel, dim3(blocks), dim3(threads), 0, Stream(), counter, arrivals);
+}
+
+int run_large_arrays(int dynamic_bytes, int* out) {
+    return device::launch(large_arrays_kernel, dim3(1), dim3(32), static_cast<size_t>(dynamic_bytes), Stream(), out);
 }
 
 int run_conversions(const float* in, uint16_t* halves, uint16_t* bfloats, uint32_t* tf32, float* back, int count) {
