@@ -117,7 +117,7 @@ Stamp Emulator::stamp(const Thread& thread, Access access) const {
 bool Emulator::ordered(Stamp earlier, const Thread& thread) const {
     if (!earlier) return true;
     if (earlier.block() != block_number + 1) return acquired_.size() > earlier.block() && acquired_[earlier.block()];
-    if (earlier.epoch() < epoch_ || earlier.thread() == thread.number) return true;
+    if (earlier.epoch() < epoch_) return true;
     return earlier.thread() / warp_lanes == thread.warp->number &&
            thread.warp->clock[thread.lane][earlier.thread() % warp_lanes] >= earlier.clock();
 }

@@ -1,4 +1,4 @@
-// What a host program says to the emulator and hears from it. Kernels include device.h instead.
+// What a host program says to the emulator and hears from it, from one thread at a time. Kernels include device.h.
 #pragma once
 
 #include <array>

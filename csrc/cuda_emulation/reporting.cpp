@@ -95,7 +95,7 @@ std::string to_string(const Report& report) {
 
 void Reporter::add(Kind kind, const void* kernel, uint3 block, uint3 thread, Site site, std::string text, Site other) {
     constexpr size_t enough = 256;
-    if (found_.size() < enough && known_.emplace(kind, site.return_address ^ static_cast<uintptr_t>(site.line)).second)
+    if (found_.size() < enough && known_.emplace(kind, site.return_address, site.line).second)
         found_.push_back({kind, kernel, block, thread, site, std::move(text), other});
 }
 

@@ -5,7 +5,7 @@
 #include <map>
 #include <set>
 #include <string>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "cuda_emulation/emulator.h"
@@ -45,7 +45,7 @@ class Reporter {
     Place place_of(Site site) const;
 
     std::vector<Found> found_;
-    std::set<std::pair<Kind, uintptr_t>> known_;
+    std::set<std::tuple<Kind, uintptr_t, int>> known_;
     std::map<uintptr_t, Place> places_;
 };
 

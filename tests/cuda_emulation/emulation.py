@@ -86,15 +86,19 @@ def compiled(source: Path, flags: list[str]) -> Path:
     return cached(f"{source.stem}.o", [source, *headers], command)
 
 
-def library(kernels: list[str], checked: bool) -> Path:
-    """A shared library of the emulator and these kernels."""
+def linked(name: str, kernels: list[Path], flags: list[str], options: list[str]) -> Path:
+    """The emulator and these sources, of which the .cu are compiled with `flags`, linked with `options`."""
     jobs = [(source, []) for source in sorted(RUNTIME.glob("*.cpp"))]
-    jobs.append((KERNELS / "control.cpp", []))
-    jobs += [(KERNELS / f"{name}.cu", CHECKED if checked else []) for name in kernels]
+    jobs += [(source, flags if source.suffix == ".cu" else []) for source in kernels]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda job: compiled(*job), jobs))
-    command = [compiler(), "-shared", *map(str, objects)]
-    return cached("-".join([*kernels, "checked.so" if checked else "plain.so"]), objects, command)
+    return cached(name, objects, [compiler(), *options, *map(str, objects)])
+
+
+def library(kernels: list[str], checked: bool) -> Path:
+    """A shared library of the emulator and these kernels."""
+    sources = [KERNELS / "control.cpp", *(KERNELS / f"{name}.cu" for name in kernels)]
+    return linked("checked.so" if checked else "plain.so", sources, CHECKED if checked else [], ["-shared"])
 
 
 def aligned(shape: int | tuple[int, ...], dtype: type, alignment: int = 128) -> np.ndarray:

@@ -30,7 +30,7 @@ PLANTED = planted()
 
 def run(emulated: Emulation, name: str, correct: bool, seed: int) -> tuple[int, np.ndarray]:
     """The launch's error code and what the kernel wrote, of 0, 1, 2 ... as input."""
-    given, result, words = aligned(THREADS * BLOCKS, np.float32), aligned(256, np.float32), np.zeros(2, np.int32)
+    given, result, words = aligned(THREADS * BLOCKS, np.float32), aligned(256, np.float32), aligned(2, np.int32)
     given[:] = np.arange(given.size)
     emulated.configure(seed)
     with emulated.memory(given=given, result=result, words=words, read_only=("given",)):

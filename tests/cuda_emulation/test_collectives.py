@@ -126,3 +126,9 @@ def test_a_launch_that_no_device_would_take(checked_library: Emulation, shape: t
     assert checked_library.run("atomics", *shape, words, total) == 9  # cudaErrorInvalidConfiguration
     assert [report.kind for report in checked_library.reports()] == ["invalid_launch"]
     assert not words.any()
+
+
+def test_lanes_that_have_exited_are_absent_from_masks(either: Emulation) -> None:
+    result = np.zeros(40, np.int32)
+    assert either.run("exited_lanes", 40, result) == 0
+    np.testing.assert_array_equal(result, [24] * 24 + [0] * 8 + [8] * 8)

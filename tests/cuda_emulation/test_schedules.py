@@ -51,7 +51,7 @@ def expected(name: str) -> np.ndarray:
     if name == "missing_trailing_barrier":
         return np.broadcast_to(np.roll(given, -33, axis=1).sum(axis=0), given.shape)
     if name == "missing_leading_barrier":
-        return given + np.roll(given, -33, axis=1)
+        return given + np.roll(given, -32, axis=1)
     return {"missing_copy_wait": given, "uninitialised_read": np.roll(given, -1, axis=1)}[name]
 
 
@@ -63,6 +63,8 @@ def test_values_without_hooks(plain: Emulation, name: str, seed: int) -> None:
     for correct in (True, False):
         code, result = run(plain, name, correct, seed)
         assert code == 0
+        if name == "uninitialised_read":  # poison
+            assert np.isnan(result[6]) == (not correct)
         same = np.array_equal(result[: THREADS * BLOCKS].reshape(BLOCKS, THREADS), expected(name))
         assert same == correct
 

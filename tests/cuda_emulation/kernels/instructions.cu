@@ -136,13 +136,20 @@ __global__ void integer_kernel(const unsigned* in, int* out) {
     out[4 * i + 3] = static_cast<int>(__brev(x) ^ __funnelshift_r(x, y, 5));
 }
 
-// How often do 32 lanes that are `stride` words apart pass over the banks?
+// One load by a warp, of elements of its choice.
 template <typename Vector>
-__global__ void bank_kernel(const Vector* in, Vector* out, int stride) {
+__global__ void bank_kernel(const Vector* in, const int* offsets, Vector* out, int count) {
     DYNAMIC_SHARED(Vector, buffer);
-    buffer[threadIdx.x * stride] = in[threadIdx.x];
+    for (int i = threadIdx.x; i < count; i += 32) buffer[i] = in[i];
     __syncthreads();
-    out[threadIdx.x] = buffer[threadIdx.x * stride];
+    out[threadIdx.x] = buffer[offsets[threadIdx.x]];
+}
+
+// Lanes from 24 on have left when the others add up with a mask that names all.
+__global__ void exited_lanes_kernel(int* out) {
+    if (threadIdx.x % 32 >= 24) return;
+    out[threadIdx.x] = __reduce_add_sync(0xffffffffu, 1);
+    __syncwarp();
 }
 
 // Numbers the steps of all threads in the order in which they happen.
@@ -226,16 +233,17 @@ int run_integer(int count, const unsigned* in, int* out) {
     return device::launch(integer_kernel, dim3(1), dim3(count), 0, Stream(), in, out);
 }
 
-int run_bank(int bytes, int stride, const void* in, void* out) {
-    const size_t shared_bytes = static_cast<size_t>(32 * stride * bytes);
-    if (bytes == 4)
-        return device::launch(bank_kernel<float>, dim3(1), dim3(32), shared_bytes, Stream(),
-                              static_cast<const float*>(in), static_cast<float*>(out), stride);
-    if (bytes == 8)
-        return device::launch(bank_kernel<float2>, dim3(1), dim3(32), shared_bytes, Stream(),
-                              static_cast<const float2*>(in), static_cast<float2*>(out), stride);
-    return device::launch(bank_kernel<float4>, dim3(1), dim3(32), shared_bytes, Stream(),
-                          static_cast<const float4*>(in), static_cast<float4*>(out), stride);
+int run_bank(int bytes, int count, const void* in, const int* offsets, void* out) {
+    const auto run = [&](auto element) {
+        using Vector = decltype(element);
+        return device::launch(bank_kernel<Vector>, dim3(1), dim3(32), sizeof(Vector) * count, Stream(),
+                              static_cast<const Vector*>(in), offsets, static_cast<Vector*>(out), count);
+    };
+    return bytes == 4 ? run(float()) : bytes == 8 ? run(float2()) : run(float4());
+}
+
+int run_exited_lanes(int threads, int* out) {
+    return device::launch(exited_lanes_kernel, dim3(1), dim3(threads), 0, Stream(), out);
 }
 
 }  // extern "C"

@@ -7,14 +7,14 @@ namespace {
 
 constexpr int threads = 64, blocks = 3, count = threads * blocks;
 
-// out[i] = in[i] + in[i's neighbour within the block], through shared memory.
+// out[i] = in[i] + the element of the same lane of the other warp, through shared memory.
 template <bool correct>
 __global__ void missing_leading_barrier(const float* in, float* out, int*) {
     SHARED_ARRAY(float, tile, [threads]);
     const int t = threadIdx.x, i = blockIdx.x * threads + t;
     tile[t] = in[i];
     if (correct) __syncthreads();
-    out[i] = tile[t] + tile[(t + 33) % threads];  // planted: shared_race
+    out[i] = tile[t] + tile[t ^ 32];  // planted: shared_race
 }
 
 // Sums over steps, of which each overwrites what the one before it read.
@@ -40,6 +40,29 @@ __global__ void missing_warp_barrier(const float* in, float* out, int*) {
     tile[t] = in[i];
     if (correct) __syncwarp();
     out[i] = tile[t ^ 1];  // planted: shared_race
+}
+
+// What comes after a barrier is not ordered by it.
+template <bool correct>
+__global__ void missing_second_warp_barrier(const float* in, float* out, int*) {
+    SHARED_ARRAY(float, tile, [threads]);
+    const int t = threadIdx.x, i = blockIdx.x * threads + t;
+    tile[t] = in[i];
+    __syncwarp();
+    const float other = tile[t ^ 1];
+    if (correct) __syncwarp();
+    tile[t] = other + 1;  // planted: shared_race
+    __syncwarp();
+    out[i] = tile[t ^ 1];
+}
+
+template <bool correct>
+__global__ void race_of_bytes(const float* in, float* out, int*) {
+    SHARED_ARRAY(uint8_t, bytes, [threads]);
+    const int t = threadIdx.x, i = blockIdx.x * threads + t;
+    bytes[t] = static_cast<uint8_t>(in[i]);
+    if (correct) __syncthreads();
+    out[i] = bytes[t ^ 1];  // planted: shared_race
 }
 
 // A barrier of half a warp orders nothing for the other half.
@@ -131,6 +154,20 @@ __global__ void halo_off_by_one_before(const float* in, float* out, int*) {
     out[i] = in[correct && i == 0 ? i : i - 1];  // planted: out_of_bounds
 }
 
+// Begins in the buffer of 8 bytes and ends beyond it.
+template <bool correct>
+__global__ void vector_beyond_the_end(const float*, float* out, int* words) {
+    int sum;
+    if (correct) {
+        const int2 two = *reinterpret_cast<const int2*>(words);
+        sum = two.x + two.y;
+    } else {
+        const int4 four = *reinterpret_cast<const int4*>(words);  // planted: out_of_bounds
+        sum = four.x + four.y + four.z + four.w;
+    }
+    out[blockIdx.x * threads + threadIdx.x] = static_cast<float>(sum);
+}
+
 template <bool correct>
 __global__ void shared_off_by_one(const float* in, float* out, int*) {
     SHARED_ARRAY(float, tile, [threads + (correct ? 1 : 0)]);
@@ -219,6 +256,18 @@ __global__ void misaligned_vector_store(const float* in, float* out, int*) {
 }
 
 template <bool correct>
+__global__ void misaligned_matrix(const float* in, float* out, int*) {
+    SHARED_ARRAY(float4, rows, [9]);
+    const int t = threadIdx.x, lane = t % 32;
+    if (t < 9) rows[t] = reinterpret_cast<const float4*>(in)[t];
+    __syncthreads();
+    uint32_t registers[1];
+    const char* const row = reinterpret_cast<const char*>(&rows[lane % 8]) + (correct ? 0 : 8);
+    ptx::ldmatrix(registers, row);  // planted: misaligned
+    out[blockIdx.x * threads + t] = static_cast<float>(registers[0] >> 31);
+}
+
+template <bool correct>
 __global__ void write_to_constant(const float* in, float* out, int*) {
     const int i = blockIdx.x * threads + threadIdx.x;
     float* const to = correct ? out : const_cast<float*>(in);
@@ -256,6 +305,15 @@ __global__ void lanes_that_do_not_come(const float* in, float* out, int*) {
 }
 
 template <bool correct>
+__global__ void two_operations_for_one(const float* in, float* out, int*) {
+    const int t = threadIdx.x, i = blockIdx.x * threads + t;
+    if (correct || t % 32 < 16)
+        out[i] = __shfl_sync(0xffffffffu, in[i], 0);  // planted: missing_participant
+    else
+        out[i] = static_cast<float>(__ballot_sync(0xffffffffu, 1));
+}
+
+template <bool correct>
 __global__ void lane_outside_of_its_mask(const float* in, float* out, int*) {
     const int t = threadIdx.x, i = blockIdx.x * threads + t;
     if (correct && t % 32 >= 16) return;
@@ -277,17 +335,18 @@ __global__ void matrix_product_of_half_a_warp(const float*, float* out, int*) {
     out[blockIdx.x * threads + threadIdx.x] = d[0];
 }
 
-// Nothing wrong with it: bytes of one word belong to different threads, constants come from a table.
+__constant__ float ascending[5] = {1, 2, 4, 8, 16}, descending[5] = {16, 8, 4, 2, 1};
+
+// Nothing wrong with it: bytes of one word belong to different threads, constants come from tables.
 template <bool>
 __global__ void neighbouring_bytes(const float* in, float* out, int*) {
-    static constexpr float table[5] = {1, 2, 4, 8, 16};
     SHARED_ARRAY(uint8_t, bytes, [threads]);
     const int t = threadIdx.x, i = blockIdx.x * threads + t;
     bytes[t] = static_cast<uint8_t>(in[i]);
     bytes[t] += 1;
     __syncthreads();
     reinterpret_cast<uint8_t*>(out)[count * 4 + i] = bytes[t ^ 3];
-    out[i] = table[t % 5];
+    out[i] = (in[i] > 100 ? ascending : descending)[t % 5];
 }
 
 using Bug = void (*)(const float*, float*, int*);
@@ -299,6 +358,8 @@ const Entry entries[] = {
     ENTRY(missing_leading_barrier),
     ENTRY(missing_trailing_barrier),
     ENTRY(missing_warp_barrier),
+    ENTRY(missing_second_warp_barrier),
+    ENTRY(race_of_bytes),
     ENTRY(warp_barrier_of_too_few),
     ENTRY(missing_copy_wait),
     ENTRY(wait_for_too_few_copies),
@@ -306,6 +367,7 @@ const Entry entries[] = {
     ENTRY(copy_into_read_buffer),
     ENTRY(halo_off_by_one),
     ENTRY(halo_off_by_one_before),
+    ENTRY(vector_beyond_the_end),
     ENTRY(shared_off_by_one),
     ENTRY(uninitialised_read),
     ENTRY(uninitialised_matrix),
@@ -315,10 +377,12 @@ const Entry entries[] = {
     ENTRY(missing_fence),
     ENTRY(misaligned_vector),
     ENTRY(misaligned_vector_store),
+    ENTRY(misaligned_matrix),
     ENTRY(write_to_constant),
     ENTRY(divergent_barrier),
     ENTRY(two_barriers_for_one),
     ENTRY(lanes_that_do_not_come),
+    ENTRY(two_operations_for_one),
     ENTRY(lane_outside_of_its_mask),
     ENTRY(shuffle_from_outside_of_the_mask),
     ENTRY(matrix_product_of_half_a_warp),
