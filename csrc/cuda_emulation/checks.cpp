@@ -17,14 +17,15 @@ const char* verb(Access access) {
 
 std::string bytes_of(size_t size) { return std::to_string(size) + (size == 1 ? " byte" : " bytes"); }
 
-// Constants, literals and tables of the program and its libraries. Host code and emulator state are out of a kernel's
-// reach, so what it reads there it got from the compiler.
-bool in_loaded_program(uintptr_t address) {
+// Constants, literals and tables of the program and its libraries, which are a kernel's own on a device too. Variables
+// of the host are not.
+bool is_constant(uintptr_t address) {
     const auto visit = [](dl_phdr_info* module, size_t, void* wanted) {
         const uintptr_t address = *static_cast<const uintptr_t*>(wanted);
         for (int i = 0; i < module->dlpi_phnum; ++i) {
             const auto& segment = module->dlpi_phdr[i];
-            if (segment.p_type == PT_LOAD && address - (module->dlpi_addr + segment.p_vaddr) < segment.p_memsz)
+            if (segment.p_type == PT_LOAD && !(segment.p_flags & PF_W) &&
+                address - (module->dlpi_addr + segment.p_vaddr) < segment.p_memsz)
                 return 1;
         }
         return 0;
@@ -89,7 +90,7 @@ void Emulator::check_shared(Thread& thread, uintptr_t address, size_t size, Acce
 void Emulator::check_global(Thread& thread, uintptr_t address, size_t size, Access access, uintptr_t pc) {
     Buffer* const buffer = registry.find(address);
     if (!buffer || buffer->end() - address < size) {
-        if (!buffer && access == Access::read && in_loaded_program(address)) return;
+        if (!buffer && access == Access::read && is_constant(address)) return;
         std::string text = std::string(verb(access)) + " of " + bytes_of(size);
         const Buffer* const near = registry.nearest(address);
         if (!near)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+
+import numpy as np
 import pytest
 from emulation import Emulation
 from planted import NAMES, NOTHING_PLANTED, PLANTED, SOURCE, run
@@ -43,3 +46,16 @@ def test_a_report_says_who_and_where(checked_library: Emulation) -> None:
     assert (report.block, report.thread) == (1, 0)
     place = f"{SOURCE}:{PLANTED['same_word_from_blocks'][1]}"
     assert report.text == f"write not ordered after the write by thread (0,0,0) of block (0,0,0) at {place}"
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("constant_words", True), ("variable_words", False)])
+def test_of_unregistered_memory_only_constants_may_be_read(
+    checked_library: Emulation, name: str, allowed: bool
+) -> None:
+    words = (ctypes.c_uint * 3).in_dll(checked_library.calls, name)
+    result = np.zeros((2, 4), np.int32)
+    checked_library.configure()
+    with checked_library.memory(result=result):
+        code = checked_library.calls.run_integer(2, words, ctypes.c_void_p(result.ctypes.data))
+    assert code == (0 if allowed else 719)
+    assert {report.kind for report in checked_library.reports()} == (set() if allowed else {"out_of_bounds"})

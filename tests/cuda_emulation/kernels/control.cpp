@@ -25,6 +25,11 @@ const char* take_reports() {
     return lines.c_str();
 }
 
+// What a kernel may read without its being registered, and what not.
+extern const unsigned constant_words[3];
+const unsigned constant_words[3] = {1, 2, 3};
+unsigned variable_words[3] = {1, 2, 3};
+
 // The instructions in the order of their enumeration, then the four other counters.
 void take_counters(uint64_t* to) {
     const cuda_emulation::Counters counters = cuda_emulation::take_counters();
