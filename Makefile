@@ -7,6 +7,7 @@ WHEEL_VENV := .venv-wheel
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+CXX_FILES = $$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu')
 PACKAGING := pyproject.toml setup.py constraints.txt
 
 # glibc is told to keep what is freed: otherwise page faults, and not kernels, decide the times of large maps.
@@ -67,12 +68,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 # What low-bit operations are compared with, and nothing else needs.
 $(VENV)/.peers: $(VENV)/.installed
