@@ -35,7 +35,8 @@ def main() -> None:
     spread = median(value for block in table.blocks for value in block.spread.values())
     print(
         f"{options.space}, {options.batch} images of {options.image_size}², {torch.get_num_threads()} threads: "
-        f"table in {time.perf_counter() - start:.0f} s, quartiles {spread:.1%} apart; networks take {low:.2f} to {high:.2f} ms"
+        f"table in {time.perf_counter() - start:.0f} s, quartiles {spread:.1%} apart; "
+        f"networks take {low:.2f} to {high:.2f} ms"
     )
     rng = spos.generator(0, "latency check")
     archs = [net.space.sample(rng) for _ in range(options.networks)]

@@ -218,9 +218,6 @@ def test_widths_of_ones_own_module() -> None:
     net = own_net()
     calibration, validation = batches(8)
     archs = drawn(net, 4)
-    try:
-        stages_of(net)
-    except ValueError:
-        pytest.skip("its module is no chain")
+    assert len(stages_of(net)) > 3
     apart = spos.evaluate_population(net, archs, calibration, validation, share_prefixes=False)
     assert spos.evaluate_population(net, archs, calibration, validation) == apart
