@@ -57,14 +57,14 @@ def test_ldmatrix_conflicts(emulated: Emulation, count: int, pitch: int, passes:
     assert counters["ldmatrix_wavefronts"] == count * passes
 
 
+def operands() -> list[np.ndarray]:
+    """Memory for a warp's registers of A, B, C and D, 16 bytes a lane at most."""
+    return [aligned(32 * size, np.uint8) for size in (16, 8, 16, 16)]
+
+
 def test_tensor_core_instructions_are_counted(emulated: Emulation) -> None:
     emulated.configure(count=True)
-    words = [
-        aligned(32 * 16, np.uint8),
-        aligned(32 * 8, np.uint8),
-        aligned(32 * 16, np.uint8),
-        aligned(32 * 16, np.uint8),
-    ]
+    words = operands()
     assert emulated.run("mma_m16n8k32_s8", *words) == 0
     assert emulated.run("mma_m16n8k256_b1", *words) == 0
     counters = emulated.counters()
@@ -80,11 +80,6 @@ def test_tensor_core_instructions_are_counted(emulated: Emulation) -> None:
 
 
 def test_nothing_is_counted_unasked(emulated: Emulation) -> None:
-    words = [
-        aligned(32 * 16, np.uint8),
-        aligned(32 * 8, np.uint8),
-        aligned(32 * 16, np.uint8),
-        aligned(32 * 16, np.uint8),
-    ]
+    words = operands()
     assert emulated.run("mma_m16n8k32_s8", *words) == 0
     assert not any(emulated.counters().values())
