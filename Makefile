@@ -6,8 +6,9 @@ LOWEST := .venv-lowest
 WHEEL_VENV := .venv-wheel
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
-CXX_FILES = $$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu')
+SOURCES := CMakeLists.txt $(shell find csrc -path "*cuda*" -prune -o -type f -print)
+CUDA_SOURCES := CMakeLists.txt $(shell find csrc -path '*cuda*' -type f) csrc/bindings/tensor.cpp csrc/bindings/tensor.h
+CXX_FILES = $$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 PACKAGING := pyproject.toml setup.py constraints.txt
 
 # glibc is told to keep what is freed: otherwise page faults, and not kernels, decide the times of large maps.
@@ -23,7 +24,7 @@ SANITIZE = env PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 \
   ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1000000000:malloc_fill_byte=255:log_path=$(CURDIR)/$(SANITIZED)/report \
   UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/$(SANITIZED)/report $(BIN)/python
 
-.PHONY: help setup build demo test lint format bench bench-full test-lowest sanitize wheel clean
+.PHONY: help setup build emulated demo test lint format bench bench-full test-lowest sanitize wheel clean
 
 help:
 	@echo "make demo         search a network for MNIST, with a report (3 minutes on two cores)"
@@ -33,6 +34,7 @@ help:
 	@echo "make test-lowest  run the tests with the lowest supported torch (downloads several GB)"
 	@echo "make sanitize     run the kernels' tests with address and undefined-behaviour checks (5 minutes to compile)"
 	@echo "make wheel        build the wheel, then import and run it in a second environment"
+	@echo "make emulated     compile the CUDA kernels for the CPU, as their tests run them"
 	@echo "make build        compile what changed;  make format: format all sources;  make clean: remove what was made"
 
 setup: $(VENV)/.built
@@ -56,12 +58,21 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 	@$(BIN)/python setup.py -q build_ext --inplace > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log >&2; exit 1; }
 	@touch $@
 
+# The CUDA kernels on the CPU, for their tests.
+$(VENV)/.emulated: $(VENV)/.built $(CUDA_SOURCES)
+	@echo "setup: compiling the emulated CUDA kernels"
+	@SPOS_CUDA=0 SPOS_CUDA_EMULATED=1 $(BIN)/python setup.py -q build_ext --inplace > $(VENV)/emulated.log 2>&1 || \
+	  { cat $(VENV)/emulated.log >&2; exit 1; }
+	@touch $@
+
 build: $(VENV)/.built
+
+emulated: $(VENV)/.emulated
 
 demo: $(VENV)/.built
 	@$(BIN)/spos demo
 
-test: $(VENV)/.built
+test: $(VENV)/.emulated
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed

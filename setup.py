@@ -2,7 +2,9 @@
 
 The build folder is kept (build/cmake-*), and what the compiler sees in it never moves: pip's isolated build environment
 has a new path each time, so pybind11's headers are copied out of it. Hence a second build compiles changed files only.
-SPOS_SANITIZE=1 builds with sanitizers, in a folder of its own (see `make sanitize`).
+SPOS_SANITIZE=1 builds with sanitizers, in a folder of its own (see `make sanitize`). Two more modules hold the CUDA
+kernels: _cuda, built with nvcc where that is found and a GPU is there (SPOS_CUDA=0: never, 1: wherever nvcc is, for
+SPOS_CUDA_ARCHS), and _cuda_emulated, which runs them on the CPU for tests (SPOS_CUDA_EMULATED=1).
 """
 
 import os
@@ -41,24 +43,54 @@ def program(name: str) -> str:
     return found
 
 
+def gpu_architecture() -> str | None:
+    """The compute capability of the first GPU, as CMake writes it ("90"); None where there is no GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    return found[0].replace(".", "") if found else None
+
+
+def modules() -> list[str]:
+    """The extension modules to build, by the environment and by what this machine has."""
+    wanted = os.environ.get("SPOS_CUDA") or "auto"
+    if wanted not in ("auto", "0", "1"):
+        sys.exit(f"error: SPOS_CUDA={wanted}: accepted are auto, 0 and 1")
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if wanted == "1" and nvcc is None:
+        sys.exit("error: SPOS_CUDA=1: no nvcc found; install the CUDA toolkit, or set CUDACXX")
+    names = ["_C"]
+    if nvcc is not None and (wanted == "1" or (wanted == "auto" and gpu_architecture())):
+        names.append("_cuda")
+    if os.environ.get("SPOS_CUDA_EMULATED") == "1":
+        names.append("_cuda_emulated")
+    return names
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         for complaint in (preflight.compiler(), preflight.python_headers()):
             if complaint:
                 sys.exit("error: " + complaint)
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
-        sanitize = os.environ.get("SPOS_SANITIZE") == "1"
-        kind = "sanitize" if sanitize else "cmake"
+        module = ext.name.rpartition(".")[2]
+        sanitize = os.environ.get("SPOS_SANITIZE") == "1" and module == "_C"
+        kind = "sanitize" if sanitize else "cmake" if module == "_C" else module.strip("_")
         build = ROOT / "build" / f"{kind}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
         build.mkdir(parents=True, exist_ok=True)
         cmake = program("cmake")
         configure = [
+            f"-DSPOS_MODULE={module}",
             f"-DCMAKE_MAKE_PROGRAM={program('ninja')}",
             f"-DPYTHON_INCLUDE_DIR={sysconfig.get_paths()['include']}",
             f"-DPYBIND11_INCLUDE_DIR={pybind11_headers(build)}",
             f"-DEXTENSION_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
             f"-DSPOS_SANITIZE={'ON' if sanitize else 'OFF'}",
         ]
+        if module == "_cuda":
+            wanted = os.environ.get("SPOS_CUDA_ARCHS") or gpu_architecture() or ""
+            configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={wanted.replace(',', ';').replace(' ', ';')}")
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
         subprocess.run([cmake, "--build", build], check=True)
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -68,4 +100,7 @@ class CMakeBuild(build_ext):
         partial.replace(output)
 
 
-setup(ext_modules=[Extension("spos_kernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension(f"spos_kernels.{name}", sources=[]) for name in modules()],
+    cmdclass={"build_ext": CMakeBuild},
+)

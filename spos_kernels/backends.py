@@ -1,26 +1,31 @@
-"""Which implementation runs an operation: "cpu" (the compiled kernels), "reference" (plain PyTorch) or "auto".
+"""Which implementation runs an operation: "cpu" and "cuda" (compiled kernels), "reference" (plain PyTorch) or "auto".
+
+"cuda-emulated" runs the kernels of "cuda" on CPU tensors and checks each of their accesses: slow, it is for tests.
 
 The choice is made at forward and travels with the autograd graph, so a backward pass outside the `with` block runs on
 the backend that its forward pass ran on. An explicit backend never falls back to another one. "auto", the default,
-takes the compiled kernels for CPU tensors, the reference for tensors elsewhere, in forward-mode AD and under torch.func
-transforms (grad, vmap, jvp), which the compiled kernels do not support.
+takes the compiled kernels for CPU tensors, and for CUDA tensors where the CUDA module is there and has the operation;
+the reference for tensors elsewhere, in forward-mode AD and under torch.func transforms (grad, vmap, jvp), which the
+compiled kernels do not support.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spos_kernels import _C
+from spos_kernels.cuda.modules import availability
 
 __all__ = ["BackendStatus", "backends", "isa", "use_backend"]
 
-NAMES = ("auto", "cpu", "reference")
+NAMES = ("auto", "cpu", "cuda", "cuda-emulated", "reference")
+CUDA = ("cuda", "cuda-emulated")  # those that run the kernels of csrc/cuda
 
 
 class BackendStatus(NamedTuple):
@@ -41,14 +46,17 @@ _current = _Current()
 
 
 class use_backend:
-    """Context manager: run the operations of this thread on backend `name`: "cpu", "reference" or "auto".
+    """Context manager: run the operations of this thread on backend `name`.
 
-    Raises ValueError for any other name.
+    name: "auto", "cpu", "cuda", "cuda-emulated" or "reference". Raises ValueError for any other, RuntimeError for one
+    that is not available here (see `backends`).
     """
 
     def __init__(self, name: str) -> None:
         if name not in NAMES:
             raise ValueError(f"name = {name!r}: accepted are {', '.join(map(repr, NAMES))}")
+        if name in CUDA and not (status := backends()[name]).available:
+            raise RuntimeError(f"backend {name!r} is not available: {status.reason}")
         self._name = name
         self._previous: list[str] = []  # one object may be entered again inside of itself
 
@@ -64,6 +72,7 @@ def backends() -> dict[str, BackendStatus]:
     """Every backend by name: whether it is available on this machine, and what it is or why it is not."""
     return {
         "cpu": BackendStatus(True, f"compiled kernels for CPU tensors, {isa()} instructions"),
+        **{name: BackendStatus(*availability(name)) for name in CUDA},
         "reference": BackendStatus(True, "plain PyTorch, on every device"),
     }
 
@@ -77,27 +86,33 @@ def isa() -> str:
     return ISA.name
 
 
-def resolve_backend(x: Tensor) -> str:
-    """Return the backend that an operation on `x` runs on now: "cpu" or "reference".
+def resolve_backend(x: Tensor, compiled: Collection[str] = ("cpu",)) -> str:
+    """Return the backend that an operation on `x` runs on now.
 
-    ValueError or RuntimeError if the explicit backend cannot run it.
+    compiled: those of the backends with compiled kernels that have this operation. NotImplementedError for an explicit
+    one that has not; ValueError or RuntimeError if the explicit backend cannot run this call.
     """
     name = _current.backend
     if name == "auto":
-        return "cpu" if x.is_cpu and not is_transformed() else "reference"
-    if name == "cpu" and not x.is_cpu:
-        raise ValueError(f"x is on {x.device}: backend 'cpu' accepts CPU tensors")
-    if name == "cpu" and is_transformed():
+        native = "cpu" if x.is_cpu else "cuda" if x.is_cuda and availability("cuda")[0] else "reference"
+        return native if native in compiled and not is_transformed() else "reference"
+    if name == "reference":
+        return name
+    if name not in compiled:
+        raise NotImplementedError(f"backend {name!r} does not have this operation: use 'reference' or 'auto'")
+    if not (x.is_cuda if name == "cuda" else x.is_cpu):
+        raise ValueError(f"x is on {x.device}: backend {name!r} accepts {'CUDA' if name == 'cuda' else 'CPU'} tensors")
+    if is_transformed():
         raise RuntimeError(
-            "backend 'cpu' does not support forward-mode AD and torch.func transforms: use backend 'reference' or "
+            f"backend {name!r} does not support forward-mode AD and torch.func transforms: use backend 'reference' or "
             "'auto'"
         )
     return name
 
 
 def takes_kernels() -> bool:
-    """Whether the backend in force runs a plain CPU tensor on the compiled kernels."""
-    return _current.backend != "reference" and not is_transformed()
+    """Whether the backend in force runs a plain CPU tensor on the compiled kernels for CPUs."""
+    return _current.backend in ("auto", "cpu") and not is_transformed()
 
 
 def is_plain(*tensors: Tensor) -> bool:

@@ -13,9 +13,11 @@ constexpr uint32_t major_version = 1;
 constexpr const char* capsule_name = "dlpack_exchange_api";
 
 constexpr int32_t device_cpu = 1;
+constexpr int32_t device_cuda = 2;
 constexpr uint8_t code_int = 0;
 constexpr uint8_t code_uint = 1;
 constexpr uint8_t code_float = 2;
+constexpr uint8_t code_bfloat = 4;
 
 struct Device {
     int32_t type;

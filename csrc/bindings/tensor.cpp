@@ -12,6 +12,15 @@ namespace spos {
 
 namespace {
 
+// The device that the kernels of this module run on. The emulated one computes on the memory of CPU tensors.
+#if defined(SPOS_CUDA_DEVICE)
+constexpr int32_t device_type = dlpack::device_cuda;
+constexpr const char *device_name = "cuda", *device_tensors = "CUDA tensors";
+#else
+constexpr int32_t device_type = dlpack::device_cpu;
+constexpr const char *device_name = "cpu", *device_tensors = "CPU tensors";
+#endif
+
 struct TensorTypes {
     PyTypeObject* tensor = nullptr;
     PyTypeObject* parameter = nullptr;
@@ -58,11 +67,18 @@ struct DtypeName {
 constexpr DtypeName dtypes[] = {
     {Dtype::float32, dlpack::code_float, 32, "torch.float32"},
     {Dtype::float64, dlpack::code_float, 64, "torch.float64"},
+    {Dtype::float16, dlpack::code_float, 16, "torch.float16"},
+    {Dtype::bfloat16, dlpack::code_bfloat, 16, "torch.bfloat16"},
     {Dtype::int8, dlpack::code_int, 8, "torch.int8"},
     {Dtype::uint8, dlpack::code_uint, 8, "torch.uint8"},
     {Dtype::int32, dlpack::code_int, 32, "torch.int32"},
     {Dtype::int64, dlpack::code_int, 64, "torch.int64"},
 };
+
+const DtypeName& entry_of(Dtype dtype) {
+    return *std::find_if(std::begin(dtypes), std::end(dtypes),
+                         [&](const DtypeName& entry) { return entry.dtype == dtype; });
+}
 
 // What a caller takes.
 using Wanted = std::initializer_list<Dtype>;
@@ -78,7 +94,7 @@ bool from_exchange(const dlpack::ExchangeApi& table, py::handle object, Wanted w
         return entry.code == source.dtype.code && entry.bits == source.dtype.bits && source.dtype.lanes == 1;
     });
     if (found == std::end(dtypes) || !accepts(wanted, found->dtype)) return false;
-    if (source.device.type != dlpack::device_cpu || source.ndim > Tensor::max_ndim) return false;
+    if (source.device.type != device_type || source.ndim > Tensor::max_ndim) return false;
     result.data = static_cast<char*>(source.data) + source.byte_offset;
     result.dtype = found->dtype;
     result.ndim = source.ndim;
@@ -92,7 +108,8 @@ Tensor from_attributes(py::handle object, Wanted wanted, const char* name) {
     const std::string layout = text(object.attr("layout"));
     if (layout != "torch.strided") refuse(name, "layout is " + layout + ", accepted is torch.strided");
     const std::string device = text(object.attr("device").attr("type"));
-    if (device != "cpu") refuse(name, "is on " + device + ", the kernels of this module accept CPU tensors");
+    if (device != device_name)
+        refuse(name, "is on " + device + ", the kernels of this module accept " + device_tensors);
     const std::string dtype = text(object.attr("dtype"));
     const auto found =
         std::find_if(std::begin(dtypes), std::end(dtypes), [&](const DtypeName& entry) { return dtype == entry.name; });
@@ -168,9 +185,11 @@ int64_t* try_read_count(py::handle object) {
     dlpack::Tensor source;
     if (!types.exchange || !is_plain(object) || !exchange(*types.exchange, object, source)) return nullptr;
     const bool is_count = source.dtype.code == dlpack::code_int && source.dtype.bits == 64 && source.dtype.lanes == 1 &&
-                          source.device.type == dlpack::device_cpu && source.ndim == 0;
+                          source.device.type == device_type && source.ndim == 0;
     return is_count ? reinterpret_cast<int64_t*>(static_cast<char*>(source.data) + source.byte_offset) : nullptr;
 }
+
+int64_t size_of(Dtype dtype) { return entry_of(dtype).bits / 8; }
 
 NhwcStrides nhwc_strides(const Tensor& tensor, const char* name) {
     if (tensor.ndim != 4)
@@ -215,7 +234,8 @@ void check_contiguous(const Tensor& tensor, const char* name) {
 
 void check_same_dtype(const Tensor& tensor, const char* name, const Tensor& other, const char* other_name) {
     if (tensor.dtype != other.dtype)
-        throw py::type_error(std::string(name) + " and " + other_name + " differ in dtype (float32 and float64)");
+        throw py::type_error(std::string(name) + " and " + other_name + " differ in dtype (" + entry_of(tensor.dtype).name +
+                             " and " + entry_of(other.dtype).name + ")");
 }
 
 void check_range(const char* name, int64_t value, int64_t low, int64_t high) {

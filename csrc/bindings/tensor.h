@@ -13,9 +13,10 @@ namespace spos {
 
 namespace py = pybind11;
 
-enum class Dtype { float32, float64, int8, uint8, int32, int64 };
+enum class Dtype { float32, float64, float16, bfloat16, int8, uint8, int32, int64 };
+int64_t size_of(Dtype dtype);  // bytes
 
-// A view of a CPU tensor: alive as long as the Python object it was read from.
+// A view of a tensor on this module's device: alive as long as the Python object it was read from.
 struct Tensor {
     static constexpr int max_ndim = 4;
     void* data;

@@ -16,6 +16,7 @@ namespace cuda_emulation {
 class Counting {
   public:
     void start_block(size_t warps) { sites_.assign(warps, {}); }
+    void add_launch() { ++counters_.launches; }
     void add(Instruction kind) { ++counters_.instructions[static_cast<size_t>(kind)]; }
     // One lane's part of a load, a store or a cp.async, `size` bytes of it.
     void add_access(uint32_t warp, uint32_t lane, uintptr_t pc, Instruction kind, uintptr_t address, size_t size);

@@ -78,6 +78,7 @@ struct Counters {
     uint64_t ldmatrix_wavefronts = 0;  // of these, the part of ldmatrix
     uint64_t global_bytes = 0;         // asked for by threads, cp.async included
     uint64_t global_sectors = 0;       // of 32 bytes, counted once for each instruction of a warp
+    uint64_t launches = 0;             // counted always
     uint64_t operator[](Instruction kind) const { return instructions[static_cast<size_t>(kind)]; }
 };
 Counters take_counters();

@@ -87,6 +87,19 @@ using half2 = __half2;
 using nv_bfloat16 = __nv_bfloat16;
 using nv_bfloat162 = __nv_bfloat162;
 
+inline __half __ushort_as_half(unsigned short bits) {
+    __half value;
+    value.bits = bits;
+    return value;
+}
+inline unsigned short __half_as_ushort(__half value) { return value.bits; }
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) {
+    __nv_bfloat16 value;
+    value.bits = bits;
+    return value;
+}
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 value) { return value.bits; }
+
 inline __half __float2half(float value) { return __half(value); }
 inline __half __float2half_rn(float value) { return __half(value); }
 inline float __half2float(__half value) { return static_cast<float>(value); }

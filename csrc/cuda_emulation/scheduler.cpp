@@ -66,6 +66,7 @@ cudaError_t Emulator::launch(const Kernel& what, dim3 grid_extents, dim3 block_e
     released_.clear();
     abandoned_ = false;
     ++launches_;
+    counting.add_launch();
     random_state_ = options.seed;
 
     std::vector<uint32_t> blocks_in_order(blocks);

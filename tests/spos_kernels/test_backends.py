@@ -60,9 +60,9 @@ def test_a_backend_belongs_to_its_thread(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("name", ["cuda", "", None])
+@pytest.mark.parametrize("name", ["gpu", "", None])
 def test_unknown_backends_are_refused(name: object) -> None:
-    with pytest.raises(ValueError, match="accepted are 'auto', 'cpu', 'reference'"):
+    with pytest.raises(ValueError, match="accepted are 'auto', 'cpu', 'cuda', 'cuda-emulated', 'reference'"):
         sk.use_backend(name)  # type: ignore[arg-type]
 
 
@@ -75,8 +75,15 @@ def test_an_explicit_backend_does_not_fall_back() -> None:
 
 def test_backends_tell_what_they_are() -> None:
     status = sk.backends()
-    assert set(status) == {"cpu", "reference"}
+    assert set(status) == {"cpu", "cuda", "cuda-emulated", "reference"}
     assert status["cpu"].available and sk.isa() in status["cpu"].reason
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_backend_that_is_not_available_says_why() -> None:
+    assert not sk.backends()["cuda"].available
+    with pytest.raises(RuntimeError, match=r"backend 'cuda' is not available: .*compiled"):
+        sk.use_backend("cuda")
 
 
 @pytest.mark.parametrize("isa", [name for name, isa in _C.Isa.__members__.items() if _C.isa_supported(isa)])

@@ -1,0 +1,59 @@
+"""The two modules that hold the CUDA kernels, loaded when they are first asked for.
+
+"cuda" is the module for GPUs, "cuda-emulated" the same kernels for CPU tensors, checked access by access and slow: it
+is there so that their tests run on any machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+MODULES = {"cuda": "spos_kernels._cuda", "cuda-emulated": "spos_kernels._cuda_emulated"}
+_MISSING = {
+    "cuda": "not compiled: install with nvcc on the path, on a machine with a GPU or with SPOS_CUDA=1",
+    "cuda-emulated": "not compiled: it is for tests, `make emulated` builds it",
+}
+
+
+def module_of(backend: str) -> ModuleType:
+    """Return the extension module of backend "cuda" or "cuda-emulated"; RuntimeError where it cannot be used."""
+    module = _load(backend)
+    if isinstance(module, str):
+        raise RuntimeError(f"backend {backend!r} is not available: {module}")
+    return module
+
+
+def availability(backend: str) -> tuple[bool, str]:
+    """Whether the backend can be used here, and what it is, or why it cannot be used."""
+    module = _load(backend)
+    if isinstance(module, str):
+        return False, module
+    if backend == "cuda-emulated":
+        return True, "the CUDA kernels on the CPU, every access checked: for tests, slow"
+    if not torch.cuda.is_available():
+        return False, "compiled, but torch sees no GPU"
+    major, minor = torch.cuda.get_device_capability()
+    return True, f"compiled kernels for CUDA tensors, on {torch.cuda.get_device_name()} (sm_{major}{minor})"
+
+
+@lru_cache(maxsize=2)
+def _load(backend: str) -> ModuleType | str:
+    """The module, or why there is none."""
+    try:
+        module = importlib.import_module(MODULES[backend])
+    except ModuleNotFoundError:
+        return _MISSING[backend]
+    except ImportError as error:
+        return f"its module does not load: {error}"
+    module.set_tensor_types(Tensor, torch.nn.Parameter, getattr(Tensor, "__dlpack_c_exchange_api__", None))
+    return module
+
+
+def stream_of(x: Tensor) -> int:
+    """Return the address of the current stream of x's device; 0 for CPU tensors."""
+    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
