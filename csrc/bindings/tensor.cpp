@@ -234,8 +234,8 @@ void check_contiguous(const Tensor& tensor, const char* name) {
 
 void check_same_dtype(const Tensor& tensor, const char* name, const Tensor& other, const char* other_name) {
     if (tensor.dtype != other.dtype)
-        throw py::type_error(std::string(name) + " and " + other_name + " differ in dtype (" + entry_of(tensor.dtype).name +
-                             " and " + entry_of(other.dtype).name + ")");
+        throw py::type_error(std::string(name) + " and " + other_name + " differ in dtype (" +
+                             entry_of(tensor.dtype).name + " and " + entry_of(other.dtype).name + ")");
 }
 
 void check_range(const char* name, int64_t value, int64_t low, int64_t high) {

@@ -1,6 +1,5 @@
-#The two CUDA modules, of the same sources : _cuda for GPUs, by nvcc, and _cuda_emulated, by the C++ compiler, \
-    in which the
-#emulator of csrc / cuda_emulation runs the kernels on CPU tensors and checks every access(for tests : it is slow).
+# The two CUDA modules, of the same sources: _cuda for GPUs, by nvcc, and _cuda_emulated, by the C++ compiler, in which
+# the emulator of csrc/cuda_emulation runs the kernels on CPU tensors and checks every access (for tests: it is slow).
 file(GLOB KERNELS CONFIGURE_DEPENDS csrc/cuda/*.cu)
 file(GLOB BINDINGS CONFIGURE_DEPENDS csrc/bindings/cuda/*.cpp)
 
@@ -14,7 +13,7 @@ if(SPOS_MODULE STREQUAL "_cuda")
   enable_language(CUDA)
   add_library(${SPOS_MODULE} MODULE ${KERNELS} ${BINDINGS} csrc/bindings/tensor.cpp)
   target_compile_definitions(${SPOS_MODULE} PRIVATE SPOS_CUDA_DEVICE)
-  target_compile_options(${SPOS_MODULE} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo>)
+  target_compile_options(${SPOS_MODULE} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
 else()
   # The architecture whose code paths the kernels take: sm_80 has them all, those of s4 and b1 products too.
   set(SPOS_EMULATED_ARCH 800 CACHE STRING "__CUDA_ARCH__ of the emulated kernels")
@@ -29,6 +28,7 @@ endif()
 
 target_include_directories(${SPOS_MODULE} PRIVATE csrc)
 target_include_directories(${SPOS_MODULE} SYSTEM PRIVATE ${PYTHON_INCLUDE_DIR} ${PYBIND11_INCLUDE_DIR})
-target_compile_options(${SPOS_MODULE} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wno-unknown-pragmas>)
+target_compile_options(${SPOS_MODULE} PRIVATE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wno-unknown-pragmas>)
 set_target_properties(${SPOS_MODULE} PROPERTIES PREFIX "" SUFFIX "${EXTENSION_SUFFIX}"
   LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}")
