@@ -90,11 +90,11 @@ def resolve_backend(x: Tensor, compiled: Collection[str] = ("cpu",)) -> str:
     """Return the backend that an operation on `x` runs on now.
 
     compiled: those of the backends with compiled kernels that have this operation. NotImplementedError for an explicit
-    one that has not; ValueError or RuntimeError if the explicit backend cannot run this call.
+    one that has not; TypeError, ValueError or RuntimeError if the explicit backend cannot run this call.
     """
     name = _current.backend
     if name == "auto":
-        native = "cpu" if x.is_cpu else "cuda" if x.is_cuda and availability("cuda")[0] else "reference"
+        native = "cpu" if x.is_cpu else "cuda" if runs_cuda(x) and x.dtype is not torch.float64 else "reference"
         return native if native in compiled and not is_transformed() else "reference"
     if name == "reference":
         return name
@@ -102,12 +102,19 @@ def resolve_backend(x: Tensor, compiled: Collection[str] = ("cpu",)) -> str:
         raise NotImplementedError(f"backend {name!r} does not have this operation: use 'reference' or 'auto'")
     if not (x.is_cuda if name == "cuda" else x.is_cpu):
         raise ValueError(f"x is on {x.device}: backend {name!r} accepts {'CUDA' if name == 'cuda' else 'CPU'} tensors")
+    if name in CUDA and x.dtype is torch.float64:
+        raise TypeError(f"x has dtype {x.dtype}: backend {name!r} accepts torch.float32, torch.float16, torch.bfloat16")
     if is_transformed():
         raise RuntimeError(
             f"backend {name!r} does not support forward-mode AD and torch.func transforms: use backend 'reference' or "
             "'auto'"
         )
     return name
+
+
+def runs_cuda(x: Tensor) -> bool:
+    """Whether the backend in force runs the CUDA kernels on `x`, which may be float16 or bfloat16 then."""
+    return _current.backend in CUDA or (_current.backend == "auto" and x.is_cuda and availability("cuda")[0])
 
 
 def takes_kernels() -> bool:
