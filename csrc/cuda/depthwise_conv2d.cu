@@ -12,11 +12,12 @@
 #include "cuda/depthwise_conv2d.h"
 
 #include "cuda/depthwise.cuh"
+#include "cuda/split_sums.cuh"
 
 namespace spos::cuda {
 namespace {
 
-constexpr int most_threads = 256, wgrad_threads = 128, reduce_threads = 256;
+constexpr int most_threads = 256, wgrad_threads = 128;
 constexpr int most_shared = 48 * 1024 / 4;  // floats: what needs no asking for; two blocks fit everywhere
 
 struct Strides {
@@ -90,16 +91,14 @@ __global__ void __launch_bounds__(wgrad_threads, 4)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(reduce_threads)
-    reduce_kernel(const float* partial, int parts, int taps, int all_channels, FilterGradient<T> gradient,
+__global__ void __launch_bounds__(SplitSums::threads)
+    reduce_kernel(const float* partial, int parts, int64_t size, int all_channels, FilterGradient<T> gradient,
                   const int32_t* active_channels) {
-    const int64_t i = int64_t{blockIdx.x} * reduce_threads + threadIdx.x, size = int64_t{taps} * all_channels;
-    const int channel = static_cast<int>(i % all_channels);
-    if (i >= size || channel >= active(all_channels, active_channels)) return;
-    float sum = 0.0f;
-#pragma unroll 4
-    for (int part = 0; part < parts; ++part) sum += partial[part * size + i];
-    gradient(channel, static_cast<int>(i / all_channels), sum);
+    const int channels = active(all_channels, active_channels);
+    sum_parts(partial, parts, size, [&](int64_t element, float sum) {
+        const int channel = static_cast<int>(element % all_channels);
+        if (channel < channels) gradient(channel, static_cast<int>(element / all_channels), sum);
+    });
 }
 
 // Calls function(std::integral_constant of the kernel size).
@@ -256,10 +255,9 @@ int depthwise_conv2d_wgrad(const DepthwiseConv2d& shape, Element element, const 
                        : start_wgrad<kernel, Reach::down, T>(plan, shape, x, dy, gradient, workspace, cuda_stream);
         });
         if (error != cudaSuccess || plan.parts == 1) return error;
-        const int taps = shape.kernel * shape.kernel;
-        const int64_t blocks = (int64_t{taps} * shape.channels + reduce_threads - 1) / reduce_threads;
-        return static_cast<int>(device::launch(reduce_kernel<T>, dim3(static_cast<unsigned>(blocks)),
-                                               dim3(reduce_threads), 0, cuda_stream, workspace, plan.parts, taps,
+        const int64_t size = int64_t{shape.kernel} * shape.kernel * shape.channels;
+        return static_cast<int>(device::launch(reduce_kernel<T>, dim3(SplitSums::blocks(size)),
+                                               dim3(SplitSums::threads), 0, cuda_stream, workspace, plan.parts, size,
                                                shape.channels, gradient, shape.active_channels));
     });
 }
