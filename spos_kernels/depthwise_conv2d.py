@@ -45,8 +45,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int
 
     Returns [N, C, H', W'] in channels_last memory, H' = (H + 2·padding − k) // stride + 1. Under CPU autocast, bfloat16
     and float16 arguments are cast to float32, and the result is float32. The same bits come out for every number of
-    threads, and of every run on a GPU. float64 runs in the portable kernels, which exist to check gradients. For double backward use the backend
-    "reference".
+    threads, and of every run on a GPU. float64 runs in the portable kernels, which exist to check gradients. For double
+    backward use the backend "reference".
 
     Raises TypeError (not a tensor, dtype) or ValueError (shape, stride, padding, device), naming the argument.
     """

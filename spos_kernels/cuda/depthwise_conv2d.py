@@ -53,6 +53,4 @@ def wgrad(
     module = module_of(backend)
     size = module.depthwise_conv2d_wgrad_workspace(x, dy, dweight, stride, padding)
     workspace = torch.empty(size, dtype=torch.float32, device=x.device)
-    module.depthwise_conv2d_wgrad(
-        x, dy, dweight, stride, padding, accumulate, workspace, active_channels, stream_of(x)
-    )
+    module.depthwise_conv2d_wgrad(x, dy, dweight, stride, padding, accumulate, workspace, active_channels, stream_of(x))
