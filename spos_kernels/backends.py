@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -103,13 +103,23 @@ def resolve_backend(x: Tensor, compiled: Collection[str] = ("cpu",)) -> str:
     if not (x.is_cuda if name == "cuda" else x.is_cpu):
         raise ValueError(f"x is on {x.device}: backend {name!r} accepts {'CUDA' if name == 'cuda' else 'CPU'} tensors")
     if name in CUDA and x.dtype is torch.float64:
-        raise TypeError(f"x has dtype {x.dtype}: backend {name!r} accepts torch.float32, torch.float16, torch.bfloat16")
+        raise TypeError(f"x has dtype {x.dtype}: backend {name!r} accepts {names_of(float_dtypes(name))}")
     if is_transformed():
         raise RuntimeError(
             f"backend {name!r} does not support forward-mode AD and torch.func transforms: use backend 'reference' or "
             "'auto'"
         )
     return name
+
+
+def float_dtypes(backend: str) -> tuple[torch.dtype, ...]:
+    """Return the dtypes of floats that the operations compute with on this backend."""
+    return (torch.float32, torch.float16, torch.bfloat16) if backend in CUDA else (torch.float32, torch.float64)
+
+
+def names_of(dtypes: Sequence[torch.dtype]) -> str:
+    """Return "a, b and c"."""
+    return ", ".join(map(str, dtypes[:-1])) + f" and {dtypes[-1]}"
 
 
 def runs_cuda(x: Tensor) -> bool:

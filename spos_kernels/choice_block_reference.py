@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spos_kernels.backends import is_autocast, runs_cuda
+from spos_kernels.backends import is_autocast, names_of, runs_cuda
 from spos_kernels.layout import as_nhwc
 
 __all__ = ["Branch", "ConvBN", "Link", "choice_block_reference"]
@@ -229,8 +229,8 @@ def _chain(
 def check_dtype(x: Tensor) -> None:
     halves = (torch.float16, torch.bfloat16) if runs_cuda(x) else ()
     if x.dtype not in (torch.float32, torch.float64, *halves):
-        names = [str(dtype) for dtype in (torch.float32, torch.float64, *halves)]
-        raise TypeError(f"x has dtype {x.dtype}: accepted are {', '.join(names[:-1])} and {names[-1]}")
+        accepted = names_of((torch.float32, torch.float64, *halves))
+        raise TypeError(f"x has dtype {x.dtype}: accepted are {accepted}")
 
 
 def check_norm(x: Tensor, tensors: ConvBN, where: str, training: bool, momentum: float | None) -> None:

@@ -26,7 +26,7 @@ __host__ __device__ inline DepthwiseGrid depthwise_grid(const ChoiceBlock& block
     maps.source_width = gradient ? layer.width : layer.in_width;
     maps.height = gradient ? layer.in_height : layer.height;
     maps.width = gradient ? layer.in_width : layer.width;
-    const DepthwiseTiling tiling = depthwise_tiling(reach, maps, rows, columns);
+    const DepthwiseTiling tiling = depthwise_tiling(reach, maps, rows, columns, depthwise_most_images);
     int blocks = most_blocks / tiling.channel_blocks;
     blocks = blocks < most ? blocks : most;
     blocks = tiling.tiles < blocks ? static_cast<int>(tiling.tiles) : blocks;

@@ -97,28 +97,40 @@ __device__ __forceinline__ DepthwiseTile depthwise_tile(const DepthwiseTiling& t
             depthwise_scaled(reach, row) + to_source, depthwise_scaled(reach, column) + to_source};
 }
 
-// Tiles of at most these rows and columns. They are as even as patches allow, and hold several images of maps that make
-// less than four patches.
+// Tiles of at most these rows and columns. They are as even as patches allow, and hold several images, at most so many, of
+// maps that make less than four patches.
 __host__ __device__ inline DepthwiseTiling depthwise_tiling(Reach reach, DepthwiseTiling tiling, int most_rows,
-                                                            int most_columns) {
+                                                            int most_columns, int most_images) {
     const auto ceiling = [](int a, int b) { return (a + b - 1) / b; };
+    const auto smaller = [](int64_t a, int64_t b) { return a < b ? a : b; };
     const int odd = reach == Reach::up ? tiling.padding % 2 : 0;
     const int rows = tiling.height + odd, columns = tiling.width + odd;
     const int patch_rows = depthwise_patch_rows(reach), patch_columns = depthwise_patch_columns;
+    tiling.channel_blocks = ceiling(tiling.channels, depthwise_lanes);
     tiling.row_tiles = ceiling(rows, most_rows);
     tiling.column_tiles = ceiling(columns, most_columns);
     tiling.tile_rows = ceiling(ceiling(rows, tiling.row_tiles), patch_rows) * patch_rows;
     tiling.tile_columns = ceiling(ceiling(columns, tiling.column_tiles), patch_columns) * patch_columns;
     tiling.tile_images = 1;
-    if (tiling.row_tiles * tiling.column_tiles == 1) {
-        const int wanted = 4 / tiling.patches(reach);
-        const int64_t most = tiling.images > 1 ? tiling.images : 1;
-        tiling.tile_images = wanted < 1 ? 1 : wanted < most ? wanted : static_cast<int>(most);
-    }
+    const int wanted = 4 / tiling.patches(reach);
+    if (tiling.row_tiles * tiling.column_tiles == 1 && wanted > 1 && tiling.images > 1)
+        tiling.tile_images = static_cast<int>(smaller(smaller(wanted, most_images), tiling.images));
     tiling.tiles =
         (tiling.images + tiling.tile_images - 1) / tiling.tile_images * tiling.row_tiles * tiling.column_tiles;
-    tiling.channel_blocks = ceiling(tiling.channels, depthwise_lanes);
     return tiling;
+}
+
+constexpr int depthwise_most_images = 4;
+
+// The largest of these for which fits(tiling) holds.
+template <typename Fits>
+DepthwiseTiling depthwise_tiling_that_fits(Reach reach, const DepthwiseTiling& maps, int most_rows, int most_columns,
+                                           const Fits& fits) {
+    while (most_columns > depthwise_patch_columns && !fits(depthwise_tiling(reach, maps, most_rows, most_columns, 1)))
+        most_columns -= depthwise_patch_columns;
+    int images = depthwise_most_images;
+    while (images > 1 && !fits(depthwise_tiling(reach, maps, most_rows, most_columns, images))) --images;
+    return depthwise_tiling(reach, maps, most_rows, most_columns, images);
 }
 
 // Pixels of some images, from one on, and the maps that they lie in.
