@@ -72,8 +72,7 @@ __device__ __forceinline__ void store_rows(const float* sums, const NhwcMap<T>& 
         float values[vector];
 #pragma unroll
         for (int i = 0; i < vector; i += 4) {
-            const float4 four =
-                *reinterpret_cast<const float4*>(sums + row * GemmTile::result_stride + column + i);
+            const float4 four = *reinterpret_cast<const float4*>(sums + row * GemmTile::result_stride + column + i);
             values[i] = four.x + added[i], values[i + 1] = four.y + added[i + 1];
             values[i + 2] = four.z + added[i + 2], values[i + 3] = four.w + added[i + 3];
         }
@@ -285,8 +284,8 @@ int sliced_conv2d_forward(const SlicedConv2d& shape, Element element, const void
         RowsProduct<T> product{};
         product.source = input_map(shape, static_cast<const T*>(x));
         product.destination = output_map(shape, static_cast<T*>(y));
-        product.weight = {slice,     shape.w_o, shape.w_i, shape.w_h, shape.w_w, shape.out_channels, shape.in_channels,
-                          has_vectors(shape, slice)};
+        product.weight = {slice,     shape.w_o,          shape.w_i,         shape.w_h,
+                          shape.w_w, shape.out_channels, shape.in_channels, has_vectors(shape, slice)};
         product.weight_group = shape.out_channels * shape.w_o;
         product.bias = static_cast<const T*>(bias);
         product.active_columns = shape.active_out_channels;
@@ -322,8 +321,8 @@ int sliced_conv2d_dgrad(const SlicedConv2d& shape, Element element, const void* 
         product.weight_group = shape.out_channels * shape.w_o;
         product.active_columns = shape.active_in_channels;
         product.active_channels = shape.active_out_channels;
-        // Class (e, f): rows i of dx with (i + padding) % stride == e, which meet the taps e, e + stride ...; tap number
-        // j meets row (i + padding - e) / stride - j of dy.
+        // Class (e, f): rows i of dx with (i + padding) % stride == e, which meet the taps e, e + stride ...; tap
+        // number j meets row (i + padding - e) / stride - j of dy.
         const auto first = [&](int e) { return ((e - padding) % stride + stride) % stride; };
         const auto taps = [&](int e) { return ceiling(std::max(kernel - e, 0), stride); };
         const auto pixels = [&](int e, int size) { return ceiling(std::max(size - first(e), 0), stride); };
@@ -333,8 +332,7 @@ int sliced_conv2d_dgrad(const SlicedConv2d& shape, Element element, const void* 
                 product.classes[e * stride + f] = {
                     grid_of(shape, pixels(e, shape.in_height), pixels(f, shape.in_width)),
                     {1, (first(e) + padding - e) / stride, (first(f) + padding - f) / stride, -1},
-                    channel_taps(shape.out_channels, empty ? 1 : taps(e), empty ? 1 : taps(f), vector_of<T>,
-                                 k_step<T>),
+                    channel_taps(shape.out_channels, empty ? 1 : taps(e), empty ? 1 : taps(f), vector_of<T>, k_step<T>),
                     empty,
                     e * shape.w_h + f * shape.w_w,
                     first(e) * shape.x_h + first(f) * shape.x_w};
@@ -345,8 +343,8 @@ int sliced_conv2d_dgrad(const SlicedConv2d& shape, Element element, const void* 
 
 int64_t sliced_conv2d_wgrad_workspace(const SlicedConv2d& shape, Element element) {
     const int vector = element == Element::float32 ? vector_of<float> : vector_of<__half>;
-    const int64_t tiles = int64_t{shape.groups} * gradient_row_tiles(shape) *
-                          gradient_column_tiles(shape, gradient_taps(shape, vector));
+    const int64_t tiles =
+        int64_t{shape.groups} * gradient_row_tiles(shape) * gradient_column_tiles(shape, gradient_taps(shape, vector));
     const int splits = splits_of(shape, tiles);
     return splits == 1 ? 0 : splits * tiles * tile_elements;
 }
@@ -381,9 +379,9 @@ int sliced_conv2d_wgrad(const SlicedConv2d& shape, Element element, const void* 
                                          splits,
                                          workspace};
         if (tiles * splits > INT32_MAX) return cudaErrorInvalidConfiguration;
-        const cudaError_t error = device::launch(
-            gradient_kernel<math, flat>, dim3(static_cast<unsigned>(tiles * splits)), dim3(GemmTile::threads), 0,
-            static_cast<cudaStream_t>(stream), product);
+        const cudaError_t error =
+            device::launch(gradient_kernel<math, flat>, dim3(static_cast<unsigned>(tiles * splits)),
+                           dim3(GemmTile::threads), 0, static_cast<cudaStream_t>(stream), product);
         if (error != cudaSuccess || splits == 1) return error;
         return device::launch(reduce_kernel<T, flat>, dim3(SplitSums::blocks(tiles * tile_elements)),
                               dim3(SplitSums::threads), 0, static_cast<cudaStream_t>(stream), product);
