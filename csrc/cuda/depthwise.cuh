@@ -118,8 +118,8 @@ DepthwiseTiling depthwise_tiling(Reach reach, DepthwiseTiling tiling, int most_r
         most_columns -= patch_columns;
     } while (!fits(tiling) && most_columns > 0);
     if (tiling.row_tiles * tiling.column_tiles == 1)
-        tiling.tile_images = static_cast<int>(
-            std::max<int64_t>(1, std::min<int64_t>(4 / tiling.patches(reach), tiling.images)));
+        tiling.tile_images =
+            static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(4 / tiling.patches(reach), tiling.images)));
     while (!fits(tiling) && tiling.tile_images > 1) --tiling.tile_images;
     tiling.tiles =
         (tiling.images + tiling.tile_images - 1) / tiling.tile_images * tiling.row_tiles * tiling.column_tiles;
@@ -223,7 +223,8 @@ template <int kernel, Reach reach, typename Load, typename Weight, typename Stor
 __device__ __forceinline__ void depthwise_convolve(const DepthwiseTiling& tiling, int64_t number, int channel,
                                                    int channels, Load load, const Weight& weight, Store& store,
                                                    float* shared) {
-    constexpr int taps = kernel * kernel, patch_rows = depthwise_patch_rows(reach), pitch = depthwise_pitch(Load::vector);
+    constexpr int taps = kernel * kernel, patch_rows = depthwise_patch_rows(reach),
+                  pitch = depthwise_pitch(Load::vector);
     const int halo = depthwise_halo(reach, kernel);
     const int source_rows = depthwise_scaled(reach, tiling.tile_rows) + halo;
     const int source_columns = depthwise_scaled(reach, tiling.tile_columns) + halo;
@@ -267,7 +268,8 @@ __device__ __forceinline__ void depthwise_convolve(const DepthwiseTiling& tiling
 
 // Floats of shared memory for depthwise_wgrad, with `warps` in a block.
 inline int depthwise_wgrad_shared(const DepthwiseTiling& tiling, int kernel, Reach reach, int vector, int warps) {
-    const int pixels = tiling.source_pixels(reach, kernel) + tiling.tile_images * tiling.tile_rows * tiling.tile_columns;
+    const int pixels =
+        tiling.source_pixels(reach, kernel) + tiling.tile_images * tiling.tile_rows * tiling.tile_columns;
     return std::max(pixels * depthwise_pitch(vector), warps * kernel * kernel * depthwise_lanes);
 }
 
