@@ -16,6 +16,7 @@
 
 #include "cuda/implicit_gemm.cuh"
 #include "cuda/split_sums.cuh"
+#include "cuda/widths.cuh"
 
 namespace spos::cuda {
 namespace {
@@ -26,10 +27,6 @@ static_assert(GemmTile::rows == GemmTile::columns, "tiles are square");
 // Blocks on a multiprocessor: what registers allow without spilling.
 template <Math math, bool flat>
 constexpr int resident = flat && math != Math::tf32 ? 4 : 3;
-
-__device__ __forceinline__ int active(int channels, const int32_t* limit) {
-    return limit ? max(0, min(channels, *limit)) : channels;
-}
 
 // Pixels of the destination that meet the same taps: all of them, or those of one parity.
 struct PixelClass {
@@ -99,9 +96,9 @@ __global__ void __launch_bounds__(GemmTile::threads, resident<math, flat>)
     block /= product.row_tiles;
     const int group = block % product.groups;
     const PixelClass& pixels = product.classes[flat ? 0 : block / product.groups];
-    const int columns = active(product.weight.columns, product.active_columns);
+    const int columns = active_width(product.weight.columns, product.active_columns);
     if (first_column >= columns || first_row >= pixels.grid.size) return;
-    const int channels = pixels.empty ? 0 : active(product.weight.channels, product.active_channels);
+    const int channels = pixels.empty ? 0 : active_width(product.weight.channels, product.active_channels);
 
     NhwcMap<const T> source = product.source;
     source.data += group * product.weight.channels;
@@ -138,7 +135,8 @@ struct GradientProduct {
     template <bool flat>
     __device__ __forceinline__ void put(int group, int row, int column, float sum) const {
         const ChannelTaps::At at = taps.at<flat>(column);
-        if (row >= active(out_channels, active_out_channels) || at.channel >= active(in_channels, active_in_channels))
+        if (row >= active_width(out_channels, active_out_channels) ||
+            at.channel >= active_width(in_channels, active_in_channels))
             return;
         T* const to = gradient + group * w_g + row * w_o + at.channel * w_i + at.row * w_h + at.column * w_w;
         *to = from_float<T>(accumulate ? to_float(*to) + sum : sum);
@@ -158,8 +156,8 @@ __global__ void __launch_bounds__(GemmTile::threads, resident<math, flat>)
     const int first_row = block % product.row_tiles * tile;
     block /= product.row_tiles;
     const int group = block % product.groups, split = block / product.groups;
-    const int out_channels = active(product.out_channels, product.active_out_channels);
-    const int in_channels = active(product.in_channels, product.active_in_channels);
+    const int out_channels = active_width(product.out_channels, product.active_out_channels);
+    const int in_channels = active_width(product.in_channels, product.active_in_channels);
     if (first_row >= out_channels || first_column >= product.taps.template size<flat>(in_channels)) return;
 
     NhwcMap<const T> x = product.x, dy = product.dy;
