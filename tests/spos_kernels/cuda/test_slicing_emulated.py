@@ -96,3 +96,29 @@ def test_aligned_slices_are_read_by_whole_sectors(kernel: int, dtype: torch.dtyp
         counters = emulator.take_counters()
         emulator.configure()
         assert counters["global_bytes"] >= 0.9 * 32 * counters["global_sectors"]
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_blocks_beyond_the_active_width_do_nothing(name: str, emulator: ModuleType) -> None:
+    depthwise, sliced = DepthwiseCase(1, 128, 8, 8, 3), SlicedCase(1, 128, 128, 8, 8, kernel=3, padding=1)
+
+    def bytes_with(active: int) -> list[int]:
+        width = torch.tensor(active, dtype=torch.int32)
+        result = []
+        for case in (depthwise, sliced):
+            inputs = random_inputs(name, case, torch.float32, BACKEND)
+            emulator.configure(0, count=True)
+            emulator.take_counters()
+            if isinstance(case, DepthwiseCase):
+                run_depthwise_guarded(name, case, inputs, BACKEND, width)
+            else:
+                run_sliced_guarded(name, case, inputs, BACKEND, widths=(width, width))
+            result.append(emulator.take_counters()["global_bytes"])
+            emulator.configure()
+        return result
+
+    all_depthwise, all_sliced = bytes_with(128)
+    half_depthwise, half_sliced = bytes_with(64)
+    no_depthwise, no_sliced = bytes_with(0)
+    assert half_depthwise < 0.52 * all_depthwise and half_sliced < 0.3 * all_sliced
+    assert no_depthwise < 0.03 * all_depthwise and no_sliced < 0.03 * all_sliced  # every thread reads the width
