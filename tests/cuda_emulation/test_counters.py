@@ -57,6 +57,17 @@ def test_ldmatrix_conflicts(emulated: Emulation, count: int, pitch: int, passes:
     assert counters["ldmatrix_wavefronts"] == count * passes
 
 
+def test_sectors_of_each_launch(emulated: Emulation) -> None:
+    """Of each atomic operation at one counter and each store: what a launch touches twice counts once."""
+    emulated.configure(count=True)
+    counter, arrivals = aligned(1, np.int32), aligned(3 * 64 * 20, np.int32)
+    for _ in range(2):
+        assert emulated.run("arrivals", 3, 64, counter, arrivals) == 0
+    expected = ["3", "64", "0", "1", str(1 + arrivals.nbytes // 32)]
+    assert [numbers for _, *numbers in emulated.launches()] == [expected, expected]
+    assert emulated.counters()["atomic"] == 2 * 3 * 64 * 20
+
+
 def operands() -> list[np.ndarray]:
     """Memory for a warp's registers of A, B, C and D, 16 bytes a lane at most."""
     return [aligned(32 * size, np.uint8) for size in (16, 8, 16, 16)]
