@@ -68,25 +68,26 @@ void Counting::evaluate(Instruction kind, const Access& access) {
         if (access.lanes >> lane & 1) counters_.global_bytes += access.size[lane];
     const std::vector<uintptr_t> sectors = distinct(pieces(0, 32, 32));
     counters_.global_sectors += sectors.size();
-    (kind == Instruction::global_store ? written_ : read_).insert(sectors.begin(), sectors.end());
+    for (const uintptr_t sector : sectors) touch(sector, kind == Instruction::global_store);
+}
+
+void Counting::touch(uintptr_t sector, bool writes) {
+    if (writes)
+        counters_.sectors_written += written_.insert(sector).second;
+    else if (written_.count(sector) == 0)
+        counters_.sectors_read += read_.insert(sector).second;
 }
 
 void Counting::add_atomic(uintptr_t address, bool global) {
     add(Instruction::atomic);
     if (!global) return;
-    read_.insert(address / 32);
-    written_.insert(address / 32);
+    touch(address / 32, false);
+    touch(address / 32, true);
 }
 
-void Counting::start_launch() {
-    before_ = counters_;
-    read_.clear();
-    written_.clear();
-}
+void Counting::start_launch() { before_ = counters_; }
 
-Counters Counting::end_launch() {
-    counters_.sectors_read += read_.size();
-    counters_.sectors_written += written_.size();
+Counters Counting::end_launch() const {
     Counters difference = counters_;
     for (size_t i = 0; i < difference.instructions.size(); ++i) difference.instructions[i] -= before_.instructions[i];
     for (const auto member :
@@ -103,6 +104,9 @@ void Counting::flush(uint32_t warp) {
     sites_[warp].clear();
 }
 
-Counters Counting::take() { return std::exchange(counters_, {}); }
+Counters Counting::take() {
+    before_ = {};
+    return std::exchange(counters_, {});
+}
 
 }  // namespace cuda_emulation

@@ -20,7 +20,8 @@ class Counting {
     void start_launch();
     void start_block(size_t warps) { sites_.assign(warps, {}); }
     // What this launch did.
-    Counters end_launch();
+    Counters end_launch() const;
+    void forget_sectors() { read_.clear(), written_.clear(); }
     void add_atomic(uintptr_t address, bool global);
     void add(Instruction kind) { ++counters_.instructions[static_cast<size_t>(kind)]; }
     // The side of a cp.async that is in shared memory: passes over the banks, but no instruction.
@@ -44,9 +45,10 @@ class Counting {
         std::deque<Access> accesses;
     };
     void evaluate(Instruction kind, const Access& access);
+    void touch(uintptr_t sector, bool writes);
 
-    Counters counters_, before_;                   // before_: this launch
-    std::unordered_set<uintptr_t> read_, written_;  // sectors, by this launch
+    Counters counters_, before_;  // before_: this launch
+    std::unordered_set<uintptr_t> read_, written_;  // sectors
     std::vector<std::unordered_map<uintptr_t, Site>> sites_;  // of each warp, by return address
 };
 

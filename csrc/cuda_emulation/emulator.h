@@ -78,8 +78,9 @@ struct Counters {
     uint64_t ldmatrix_wavefronts = 0;  // of these, the part of ldmatrix
     uint64_t global_bytes = 0;         // asked for by threads, cp.async included
     uint64_t global_sectors = 0;       // of 32 bytes, counted once for each instruction of a warp
-    uint64_t sectors_read = 0;         // different sectors that a launch reads, added up over launches
-    uint64_t sectors_written = 0;      // and those that it writes; atomics do both
+    // Different sectors that are read of which nothing was read or written before, and different ones that are written,
+    // each once since take_launches(): what has to come from memory and to go there, however large the caches are.
+    uint64_t sectors_read = 0, sectors_written = 0;
     uint64_t launches = 0;             // counted always
     uint64_t operator[](Instruction kind) const { return instructions[static_cast<size_t>(kind)]; }
 };

@@ -142,6 +142,7 @@ std::vector<Launch> take_launches() {
         launches.push_back({emulator().reporter.name_of(each.kernel), each.grid, each.block, each.shared_bytes,
                             each.counters});
     emulator().launched.clear();
+    emulator().counting.forget_sectors();
     return launches;
 }
 
