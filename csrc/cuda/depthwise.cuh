@@ -22,8 +22,6 @@
 //              is called for each destination of this thread's channel, if that exists: it may also collect statistics
 #pragma once
 
-#include <algorithm>
-
 #include "cuda/elements.cuh"
 
 namespace spos::cuda {
@@ -87,43 +85,52 @@ struct DepthwiseTile {
 };
 
 template <int kernel, Reach reach>
-__device__ __forceinline__ DepthwiseTile depthwise_tile(const DepthwiseTiling& tiling, int64_t number) {
+__device__ __forceinline__ DepthwiseTile depthwise_tile(const DepthwiseTiling& tiling, int number) {
     // Reach::up: tiles start where destination + padding is even.
     constexpr bool up = reach == Reach::up;
     const int odd = up ? tiling.padding % 2 : 0;
     const int to_source = up ? tiling.padding / 2 - depthwise_halo(reach, kernel) : -tiling.padding;
-    const int64_t map = number / tiling.column_tiles;
-    const int row = static_cast<int>(map % tiling.row_tiles) * tiling.tile_rows;
-    const int column = static_cast<int>(number % tiling.column_tiles) * tiling.tile_columns;
-    return {map / tiling.row_tiles * tiling.tile_images, row - odd, column - odd,
+    const int map = number / tiling.column_tiles;
+    const int row = map % tiling.row_tiles * tiling.tile_rows;
+    const int column = number % tiling.column_tiles * tiling.tile_columns;
+    return {int64_t{map / tiling.row_tiles} * tiling.tile_images, row - odd, column - odd,
             depthwise_scaled(reach, row) + to_source, depthwise_scaled(reach, column) + to_source};
 }
 
-// The largest tiles up to these rows and columns for which fits(tiling) holds, as even as patches allow. They hold
-// several images of maps that make less than four patches.
-template <typename Fits>
-DepthwiseTiling depthwise_tiling(Reach reach, DepthwiseTiling tiling, int most_rows, int most_columns,
-                                 const Fits& fits) {
+// Tiles of at most these rows and columns. They are as even as patches allow, and hold several images, at most so many,
+// of maps that make less than four patches.
+__host__ __device__ inline DepthwiseTiling depthwise_tiling(Reach reach, DepthwiseTiling tiling, int most_rows,
+                                                            int most_columns, int most_images) {
     const auto ceiling = [](int a, int b) { return (a + b - 1) / b; };
+    const auto smaller = [](int64_t a, int64_t b) { return a < b ? a : b; };
     const int odd = reach == Reach::up ? tiling.padding % 2 : 0;
     const int rows = tiling.height + odd, columns = tiling.width + odd;
     const int patch_rows = depthwise_patch_rows(reach), patch_columns = depthwise_patch_columns;
     tiling.channel_blocks = ceiling(tiling.channels, depthwise_lanes);
-    tiling.tile_images = 1;
     tiling.row_tiles = ceiling(rows, most_rows);
+    tiling.column_tiles = ceiling(columns, most_columns);
     tiling.tile_rows = ceiling(ceiling(rows, tiling.row_tiles), patch_rows) * patch_rows;
-    do {
-        tiling.column_tiles = ceiling(columns, most_columns);
-        tiling.tile_columns = ceiling(ceiling(columns, tiling.column_tiles), patch_columns) * patch_columns;
-        most_columns -= patch_columns;
-    } while (!fits(tiling) && most_columns > 0);
-    if (tiling.row_tiles * tiling.column_tiles == 1)
-        tiling.tile_images =
-            static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(4 / tiling.patches(reach), tiling.images)));
-    while (!fits(tiling) && tiling.tile_images > 1) --tiling.tile_images;
+    tiling.tile_columns = ceiling(ceiling(columns, tiling.column_tiles), patch_columns) * patch_columns;
+    tiling.tile_images = 1;
+    const int wanted = 4 / tiling.patches(reach);
+    if (tiling.row_tiles * tiling.column_tiles == 1 && wanted > 1 && tiling.images > 1)
+        tiling.tile_images = static_cast<int>(smaller(smaller(wanted, most_images), tiling.images));
     tiling.tiles =
         (tiling.images + tiling.tile_images - 1) / tiling.tile_images * tiling.row_tiles * tiling.column_tiles;
     return tiling;
+}
+
+constexpr int depthwise_most_images = 4;
+
+// The largest of these for which fits(tiling) holds.
+template <typename Fits>
+DepthwiseTiling depthwise_tiling_that_fits(Reach reach, const DepthwiseTiling& maps, int most_rows, int most_columns,
+                                           const Fits& fits) {
+    while (most_columns > depthwise_patch_columns && !fits(depthwise_tiling(reach, maps, most_rows, most_columns, 1)))
+        most_columns -= depthwise_patch_columns;
+    int images = depthwise_most_images;
+    while (images > 1 && !fits(depthwise_tiling(reach, maps, most_rows, most_columns, images))) --images;
+    return depthwise_tiling(reach, maps, most_rows, most_columns, images);
 }
 
 // Pixels of some images, from one on, and the maps that they lie in.
@@ -220,9 +227,8 @@ inline int depthwise_shared(const DepthwiseTiling& tiling, int kernel, Reach rea
 
 // One tile of 32 channels from `channel` on, of which those below `channels` exist, by all threads of the block.
 template <int kernel, Reach reach, typename Load, typename Weight, typename Store>
-__device__ __forceinline__ void depthwise_convolve(const DepthwiseTiling& tiling, int64_t number, int channel,
-                                                   int channels, Load load, const Weight& weight, Store& store,
-                                                   float* shared) {
+__device__ __forceinline__ void depthwise_convolve(const DepthwiseTiling& tiling, int number, int channel, int channels,
+                                                   Load load, const Weight& weight, Store& store, float* shared) {
     constexpr int taps = kernel * kernel, patch_rows = depthwise_patch_rows(reach),
                   pitch = depthwise_pitch(Load::vector);
     const int halo = depthwise_halo(reach, kernel);
@@ -270,13 +276,14 @@ __device__ __forceinline__ void depthwise_convolve(const DepthwiseTiling& tiling
 inline int depthwise_wgrad_shared(const DepthwiseTiling& tiling, int kernel, Reach reach, int vector, int warps) {
     const int pixels =
         tiling.source_pixels(reach, kernel) + tiling.tile_images * tiling.tile_rows * tiling.tile_columns;
-    return std::max(pixels * depthwise_pitch(vector), warps * kernel * kernel * depthwise_lanes);
+    const int maps = pixels * depthwise_pitch(vector), sums = warps * kernel * kernel * depthwise_lanes;
+    return maps > sums ? maps : sums;
 }
 
 // The filters' gradient over tiles [first, last) of dy, by all threads of the block: calls take(channel, tap, sum) once
 // for each tap of the channels that exist, from any thread. Reach::same or Reach::down. The order of the sums is fixed.
 template <int kernel, Reach reach, typename LoadX, typename LoadDy, typename Take>
-__device__ __forceinline__ void depthwise_wgrad(const DepthwiseTiling& tiling, int64_t first, int64_t last, int channel,
+__device__ __forceinline__ void depthwise_wgrad(const DepthwiseTiling& tiling, int first, int last, int channel,
                                                 int channels, LoadX load_x, LoadDy load_dy, float* shared,
                                                 const Take& take) {
     static_assert(reach != Reach::up && LoadX::vector == LoadDy::vector);
@@ -291,7 +298,7 @@ __device__ __forceinline__ void depthwise_wgrad(const DepthwiseTiling& tiling, i
     load_dy.select(channel + thread % (depthwise_lanes / vector) * vector);
 
     float sums[taps] = {};
-    for (int64_t number = first; number < last; ++number) {
+    for (int number = first; number < last; ++number) {
         const DepthwiseTile tile = depthwise_tile<kernel, reach>(tiling, number);
         depthwise_stage(shared, load_x,
                         {tile.image, tile.source_row, tile.source_column, tiling.tile_images, source_rows,

@@ -125,13 +125,13 @@ NhwcLoad<T> loader(const void* data, const Strides& strides, int channels) {
 
 // Tiles of 8 x 16 of stride 1, 4 x 8 of stride 2, 16 x 16 of its gradient: narrower where shared memory ends.
 DepthwiseTiling convolve_tiling(const DepthwiseTiling& maps, Reach reach, int kernel, int vector) {
-    return depthwise_tiling(reach, maps,
-                            reach == Reach::same   ? 8
-                            : reach == Reach::down ? 4
-                                                   : 16,
-                            reach == Reach::down ? 8 : 16, [&](const DepthwiseTiling& tiling) {
-                                return depthwise_shared(tiling, kernel, reach, vector) <= most_shared;
-                            });
+    return depthwise_tiling_that_fits(reach, maps,
+                                      reach == Reach::same   ? 8
+                                      : reach == Reach::down ? 4
+                                                             : 16,
+                                      reach == Reach::down ? 8 : 16, [&](const DepthwiseTiling& tiling) {
+                                          return depthwise_shared(tiling, kernel, reach, vector) <= most_shared;
+                                      });
 }
 
 template <int kernel, Reach reach, typename T>
@@ -176,7 +176,7 @@ WgradPlan wgrad_plan(const DepthwiseConv2d& shape) {
     constexpr int64_t enough_blocks = 1024, least_tiles = 2;
     constexpr int widest_vector = 8;  // the same plan for all types of elements
     const Reach reach = shape.stride == 1 ? Reach::same : Reach::down;
-    const DepthwiseTiling tiling = depthwise_tiling(
+    const DepthwiseTiling tiling = depthwise_tiling_that_fits(
         reach, maps_of(shape, false, shape.padding), shape.stride == 1 ? 8 : 4, 8, [&](const DepthwiseTiling& tiling) {
             const int warps = std::min(wgrad_threads / 32, tiling.patches(reach));
             return depthwise_wgrad_shared(tiling, shape.kernel, reach, widest_vector, warps) <= most_shared;

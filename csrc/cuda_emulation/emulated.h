@@ -17,6 +17,7 @@
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(bytes) alignas(bytes)
 
 // The array's address depends on the block, so it is asked for: `name##_site` stands for the declaration (for each
