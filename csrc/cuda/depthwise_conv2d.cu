@@ -14,7 +14,6 @@
 
 #include "cuda/depthwise.cuh"
 #include "cuda/split_sums.cuh"
-#include "cuda/widths.cuh"
 
 namespace spos::cuda {
 namespace {
@@ -39,12 +38,16 @@ struct Filter {
     }
 };
 
+__device__ __forceinline__ int active(int channels, const int32_t* limit) {
+    return limit ? max(0, min(channels, *limit)) : channels;
+}
+
 template <int kernel, Reach reach, typename T>
 __global__ void __launch_bounds__(most_threads, 2)
     convolve_kernel(DepthwiseTiling tiling, NhwcLoad<T> source, Filter<T> filter, NhwcStore<T> destination,
                     const int32_t* active_channels) {
     DYNAMIC_SHARED(float, shared);
-    const int channels = active_width(tiling.channels, active_channels);
+    const int channels = active(tiling.channels, active_channels);
     const int channel = static_cast<int>(blockIdx.x % tiling.channel_blocks) * depthwise_lanes;
     if (channel >= channels) return;
     source.channels = channels;
@@ -73,7 +76,7 @@ __global__ void __launch_bounds__(wgrad_threads, 4)
     wgrad_kernel(DepthwiseTiling tiling, NhwcLoad<T> x, NhwcLoad<T> dy, int parts, float* partial,
                  FilterGradient<T> gradient, const int32_t* active_channels) {
     DYNAMIC_SHARED(float, shared);
-    const int channels = active_width(tiling.channels, active_channels);
+    const int channels = active(tiling.channels, active_channels);
     const int channel = static_cast<int>(blockIdx.x % tiling.channel_blocks) * depthwise_lanes;
     if (channel >= channels) return;
     const int part = static_cast<int>(blockIdx.x) / tiling.channel_blocks;
@@ -92,7 +95,7 @@ template <typename T>
 __global__ void __launch_bounds__(SplitSums::threads)
     reduce_kernel(const float* partial, int parts, int64_t size, int all_channels, FilterGradient<T> gradient,
                   const int32_t* active_channels) {
-    const int channels = active_width(all_channels, active_channels);
+    const int channels = active(all_channels, active_channels);
     sum_parts(partial, parts, size, [&](int64_t element, float sum) {
         const int channel = static_cast<int>(element % all_channels);
         if (channel < channels) gradient(channel, static_cast<int>(element / all_channels), sum);

@@ -70,6 +70,7 @@ cudaError_t Emulator::launch(const Kernel& what, dim3 grid_extents, dim3 block_e
     abandoned_ = false;
     ++launches_;
     counting.add_launch();
+    if (options.count) counting.start_launch();
     random_state_ = options.seed;
 
     std::vector<uint32_t> blocks_in_order(blocks);
@@ -83,6 +84,9 @@ cudaError_t Emulator::launch(const Kernel& what, dim3 grid_extents, dim3 block_e
     }
     running = nullptr;
     current = nullptr;
+    if (options.count)
+        launched.push_back({kernel.function, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes,
+                            counting.end_launch()});
     return abandoned_ ? cudaErrorLaunchFailure : cudaSuccess;
 }
 

@@ -13,9 +13,8 @@ namespace py = pybind11;
 
 namespace {
 
-py::dict counters() {
+py::dict to_dict(const cuda_emulation::Counters& counters) {
     using cuda_emulation::Instruction;
-    const cuda_emulation::Counters counters = cuda_emulation::take_counters();
     constexpr const char* names[] = {"global_load",  "global_store", "shared_load", "shared_store", "atomic",
                                      "shuffle",      "vote",         "reduce",      "match",        "block_barrier",
                                      "warp_barrier", "cp_async",     "ldmatrix",    "mma_f16",      "mma_bf16",
@@ -27,6 +26,8 @@ py::dict counters() {
     result["ldmatrix_wavefronts"] = counters.ldmatrix_wavefronts;
     result["global_bytes"] = counters.global_bytes;
     result["global_sectors"] = counters.global_sectors;
+    result["sectors_read"] = counters.sectors_read;
+    result["sectors_written"] = counters.sectors_written;
     result["launches"] = counters.launches;
     return result;
 }
@@ -52,6 +53,21 @@ class Graph {
     CudaCall memory_;
 };
 
+py::list launches() {
+    const auto triple = [](uint3 value) { return py::make_tuple(value.x, value.y, value.z); };
+    py::list result;
+    for (const cuda_emulation::Launch& launch : cuda_emulation::take_launches()) {
+        py::dict each;
+        each["kernel"] = launch.kernel;
+        each["grid"] = triple(launch.grid);
+        each["block"] = triple(launch.block);
+        each["shared_bytes"] = launch.shared_bytes;
+        each["counters"] = to_dict(launch.counters);
+        result.append(each);
+    }
+    return result;
+}
+
 }  // namespace
 
 void bind_emulator(py::module_& module) {
@@ -66,7 +82,9 @@ void bind_emulator(py::module_& module) {
         .def("replay", &Graph::replay)
         .def("__len__", &Graph::size);
     // Counters since the last call, by name.
-    module.def("take_counters", &counters);
+    module.def("take_counters", [] { return to_dict(cuda_emulation::take_counters()); });
+    // Each counted launch since the last call, in order: kernel, grid, block, dynamic shared_bytes, counters.
+    module.def("take_launches", &launches);
 }
 
 }  // namespace spos
