@@ -6,6 +6,7 @@
 namespace spos {
 
 void bind_cuda_fake_quantize(pybind11::module_& module);
+void bind_cuda_lowbit(pybind11::module_& module);
 #if defined(SPOS_CUDA_EMULATED)
 void bind_emulator(pybind11::module_& module);
 #endif

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_cuda, module) {
     module.def("set_tensor_types", &spos::set_tensor_types, py::arg("tensor"), py::arg("parameter"),
                py::arg("exchange_capsule"));
     spos::bind_cuda_fake_quantize(module);
+    spos::bind_cuda_lowbit(module);
 #if defined(SPOS_CUDA_EMULATED)
     spos::bind_emulator(module);
 #endif
