@@ -133,6 +133,7 @@ size_t choice_block_backward_workspace(const ChoiceBlock& block, Element element
 }
 
 int choice_block_forward(const ChoiceBlock& block, Element element, Product product, void* stream) {
+    if (inference_fits(block)) return inference(block, element, product, stream);
     const int error = for_slots(block, false, [&](Slot slot) {
         return slot.pointwise() ? pointwise_forward(block, element, product, slot, stream)
                                 : depthwise_forward(block, element, slot, stream);

@@ -5,9 +5,11 @@
 //
 // Launches    Forward: one for each convolution (it normalises what it loads, and sums up the statistics of what it
 //             stores), then one that normalises the ends of both chains into y and moves the running statistics: 4 for
-//             a branch of three convolutions, 7 for one of six, 2 more at stride 2. Where nothing is kept, the last
-//             convolutions write y, and there is one launch less. Backward: one for the sums over y's gradient, then
-//             one for each convolution, with both of its gradients.
+//             a branch of three convolutions, 7 for one of six, 2 more at stride 2. Where nothing is kept,
+//             a kernel does a pointwise, a depthwise and a pointwise convolution through shared memory, if they fit
+//             there: 1 for a branch of three, 3 for one of six, 1 more at stride 2; otherwise the last convolutions
+//             write y. Backward: one for the sums over y's gradient, then one for each convolution, with both of its
+//             gradients.
 // Choice      The branch is given by value, or in device memory: `table` has a branch for each choice, and each kernel
 //             reads *choice. Then every call launches what the longest branch needs, and blocks without work exit at
 //             once: one captured graph runs every choice.

@@ -14,4 +14,9 @@ int pointwise_backward(const ChoiceBlock& block, const BackwardPlan& plan, Eleme
                        void* stream);
 int depthwise_backward(const ChoiceBlock& block, const BackwardPlan& plan, Element element, Slot slot, void* stream);
 
+// The whole pass where nothing is kept and a tile's maps fit into shared memory: a launch for each pointwise, depthwise
+// and pointwise convolution in a row, or for each of the last two.
+bool inference_fits(const ChoiceBlock& block);
+int inference(const ChoiceBlock& block, Element element, Product product, void* stream);
+
 }  // namespace spos::cuda

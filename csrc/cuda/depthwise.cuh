@@ -97,8 +97,8 @@ __device__ __forceinline__ DepthwiseTile depthwise_tile(const DepthwiseTiling& t
             depthwise_scaled(reach, row) + to_source, depthwise_scaled(reach, column) + to_source};
 }
 
-// Tiles of at most these rows and columns. They are as even as patches allow, and hold several images, at most so many, of
-// maps that make less than four patches.
+// Tiles of at most these rows and columns. They are as even as patches allow, and hold several images, at most so many,
+// of maps that make less than four patches.
 __host__ __device__ inline DepthwiseTiling depthwise_tiling(Reach reach, DepthwiseTiling tiling, int most_rows,
                                                             int most_columns, int most_images) {
     const auto ceiling = [](int a, int b) { return (a + b - 1) / b; };

@@ -5,7 +5,8 @@
 //             2.4 times x for k = 3, 5, 7 and tiles of 8 x 16; maps of up to 8 x 16 have no halo.
 // Operations  N * H' * W' * C * k * k multiply-adds. At k = 7 that is 12 a byte of fp32: on most devices no longer
 //             bound by memory, hence the registers of depthwise.cuh.
-// dgrad       Of stride 1 it is the forward pass of dy with flipped filters and padding k - 1 - p. Of stride 2, row i of
+// dgrad       Of stride 1 it is the forward pass of dy with flipped filters and padding k - 1 - p. Of stride 2, row i
+// of
 //             dx has the taps a for which i + p - a is even (Reach::up): half of the taps in each direction, no zeros.
 // wgrad       A block takes a range of tiles and keeps k * k sums a channel in registers; ranges are added by a second
 //             kernel, in their order. No atomics: the same bits in every run.
@@ -80,14 +81,14 @@ __global__ void __launch_bounds__(wgrad_threads, 4)
     if (channel >= channels) return;
     const int part = static_cast<int>(blockIdx.x) / tiling.channel_blocks;
     x.channels = dy.channels = channels;
-    depthwise_wgrad<kernel, reach>(tiling, tiling.tiles * part / parts, tiling.tiles * (part + 1) / parts, channel,
-                                   channels, x, dy, shared, [&](int channel, int tap, float sum) {
-                                       if (parts == 1)
-                                           gradient(channel, tap, sum);
-                                       else
-                                           partial[(int64_t{part} * kernel * kernel + tap) * tiling.channels +
-                                                   channel] = sum;
-                                   });
+    depthwise_wgrad<kernel, reach>(
+        tiling, tiling.tiles * part / parts, tiling.tiles * (part + 1) / parts, channel, channels, x, dy, shared,
+        [&](int channel, int tap, float sum) {
+            if (parts == 1)
+                gradient(channel, tap, sum);
+            else
+                partial[(int64_t{part} * kernel * kernel + tap) * tiling.channels + channel] = sum;
+        });
 }
 
 template <typename T>
@@ -127,10 +128,13 @@ NhwcLoad<T> loader(const void* data, const Strides& strides, int channels) {
 
 // Tiles of 8 x 16 of stride 1, 4 x 8 of stride 2, 16 x 16 of its gradient: narrower where shared memory ends.
 DepthwiseTiling convolve_tiling(const DepthwiseTiling& maps, Reach reach, int kernel, int vector) {
-    return depthwise_tiling_that_fits(reach, maps, reach == Reach::same ? 8 : reach == Reach::down ? 4 : 16,
-                            reach == Reach::down ? 8 : 16, [&](const DepthwiseTiling& tiling) {
-                                return depthwise_shared(tiling, kernel, reach, vector) <= most_shared;
-                            });
+    return depthwise_tiling_that_fits(reach, maps,
+                                      reach == Reach::same   ? 8
+                                      : reach == Reach::down ? 4
+                                                             : 16,
+                                      reach == Reach::down ? 8 : 16, [&](const DepthwiseTiling& tiling) {
+                                          return depthwise_shared(tiling, kernel, reach, vector) <= most_shared;
+                                      });
 }
 
 template <int kernel, Reach reach, typename T>
@@ -175,13 +179,11 @@ WgradPlan wgrad_plan(const DepthwiseConv2d& shape) {
     constexpr int64_t enough_blocks = 1024, least_tiles = 2;
     constexpr int widest_vector = 8;  // the same plan for all types of elements
     const Reach reach = shape.stride == 1 ? Reach::same : Reach::down;
-    const DepthwiseTiling tiling =
-        depthwise_tiling_that_fits(reach, maps_of(shape, false, shape.padding), shape.stride == 1 ? 8 : 4, 8,
-                         [&](const DepthwiseTiling& tiling) {
-                             const int warps = std::min(wgrad_threads / 32, tiling.patches(reach));
-                             return depthwise_wgrad_shared(tiling, shape.kernel, reach, widest_vector, warps) <=
-                                    most_shared;
-                         });
+    const DepthwiseTiling tiling = depthwise_tiling_that_fits(
+        reach, maps_of(shape, false, shape.padding), shape.stride == 1 ? 8 : 4, 8, [&](const DepthwiseTiling& tiling) {
+            const int warps = std::min(wgrad_threads / 32, tiling.patches(reach));
+            return depthwise_wgrad_shared(tiling, shape.kernel, reach, widest_vector, warps) <= most_shared;
+        });
     const int64_t parts = std::min(enough_blocks / tiling.channel_blocks, tiling.tiles / least_tiles);
     return {reach, tiling, static_cast<int>(std::max<int64_t>(parts, 1))};
 }

@@ -5,9 +5,14 @@
 // dgrad     rows: pixels of dx     columns: input channels        k: output channels and taps
 // wgrad     rows: output channels  columns: input channels, taps  k: pixels of y
 //
-// Channels and taps share an index: a block of channels (a power of two, at most a step of gemm.cuh), its taps one after
-// the other, then the next block. A step reads one tap of adjacent channels; the next steps read their other taps, which
-// lie in the same sectors of a weight [O, I, k, k] and mostly in the same pixels of the map: both are found in L1.
+// Channels and taps share an index: a block of channels (a power of two, at most a step of gemm.cuh), its taps one
+// after the other, then the next block. The next steps read other taps of the same channels, which lie mostly in the
+// same pixels of the map, and in the same sectors of a weight [O, I, k, k]: both are found in L1.
+//
+// Weights whose input channels are adjacent (channels_last, 1 x 1) are read 16 bytes at a time. In others a channel is
+// k * k elements from the next, each a load of its own; what counts is how many lines of L1 a warp's load meets:
+//     forward  blocks are as small as a vector: the four vectors of a step are neighbouring taps, adjacent in memory.
+//     dgrad    columns are interleaved: lanes, and not the elements of a lane's vector, take neighbouring channels.
 #pragma once
 
 #include "cuda/gemm.cuh"
@@ -77,10 +82,10 @@ struct ChannelTaps {
     }
 };
 
-// Blocks are as large as a step of k, smaller where there are few channels: at least a vector.
-inline ChannelTaps channel_taps(int channels, int rows, int columns, int vector, int step) {
+// Blocks of at most this many channels, less where there are few: but whole vectors.
+inline ChannelTaps channel_taps(int channels, int rows, int columns, int vector, int block) {
     int log_block = 0;
-    while (1 << log_block < vector || (1 << log_block < step && 1 << log_block < channels)) ++log_block;
+    while (1 << log_block < vector || (1 << log_block < block && 1 << log_block < channels)) ++log_block;
     return {log_block, divisor_of(int64_t{rows} * columns), divisor_of(columns)};
 }
 
@@ -161,8 +166,14 @@ struct WeightSlice {
     const T* data;
     int64_t column, channel, h, w;  // strides
     int columns, channels;
-    bool vectors;  // neighbours along k_major's direction are adjacent, vectors of them aligned
+    bool vectors;      // input channels are adjacent, vectors of them aligned
+    bool interleaved;  // column number i of a tile lies at interleaved_column(i)
 };
+template <typename T>
+__device__ __forceinline__ int interleaved_column(int column) {
+    constexpr int lanes = GemmTile::columns / vector_of<T>;
+    return column % lanes * vector_of<T> + column / lanes;
+}
 
 template <typename T, bool along_k, bool flat>
 struct WeightLoader {
@@ -175,17 +186,21 @@ struct WeightLoader {
         int count;  // of columns from this one on
     };
     __device__ __forceinline__ Place place(int column) const {
+        constexpr int tile = GemmTile::columns;
+        if (!flat && slice.interleaved) column = column / tile * tile + column % tile / vector_of<T>;
         return {column * slice.column, slice.columns - column};
     }
     __device__ __forceinline__ uint4 load(const Place& place, int k) const {
         const ChannelTaps::At at = taps.at<flat>(k);
         const int count = slice.channels - at.channel;
-        const T* const from = slice.data + place.offset + at.channel * slice.channel + at.row * slice.h +
-                              at.column * slice.w;
-        if constexpr (along_k)
-            return load_elements(from, slice.channel, place.count > 0 ? count : 0, slice.vectors);
-        else
-            return load_elements(from, slice.column, count > 0 ? place.count : 0, slice.vectors);
+        const T* const from =
+            slice.data + place.offset + at.channel * slice.channel + at.row * slice.h + at.column * slice.w;
+        if constexpr (along_k) return load_elements(from, slice.channel, place.count > 0 ? count : 0, slice.vectors);
+        constexpr int lanes = GemmTile::columns / vector_of<T>;
+        const bool interleaved = !flat && slice.interleaved;
+        const int step = interleaved ? lanes : 1;
+        const int columns = interleaved ? (place.count + lanes - 1) / lanes : place.count;
+        return load_elements(from, step * slice.column, count > 0 ? columns : 0, slice.vectors);
     }
 };
 

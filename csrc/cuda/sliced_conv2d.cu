@@ -16,6 +16,7 @@
 
 #include "cuda/implicit_gemm.cuh"
 #include "cuda/split_sums.cuh"
+#include "cuda/widths.cuh"
 
 namespace spos::cuda {
 namespace {
@@ -25,11 +26,7 @@ static_assert(GemmTile::rows == GemmTile::columns, "tiles are square");
 
 // Blocks on a multiprocessor: what registers allow without spilling.
 template <Math math, bool flat>
-constexpr int resident = math == Math::tf32 || (math == Math::ffma && !flat) ? 3 : 4;
-
-__device__ __forceinline__ int active(int channels, const int32_t* limit) {
-    return limit ? max(0, min(channels, *limit)) : channels;
-}
+constexpr int resident = flat && math != Math::tf32 ? 4 : 3;
 
 // Pixels of the destination that meet the same taps: all of them, or those of one parity.
 struct PixelClass {
@@ -55,8 +52,8 @@ struct RowsProduct {
 
 // The tile's sums, to the destination's pixels.
 template <typename T, bool flat>
-__device__ __forceinline__ void store_rows(const float* sums, const NhwcMap<T>& map, const PixelGrid& grid,
-                                           int first_row, int columns, const T* bias) {
+__device__ __forceinline__ void store_rows(const float* sums, bool interleaved, const NhwcMap<T>& map,
+                                           const PixelGrid& grid, int first_row, int columns, const T* bias) {
     constexpr int vector = vector_of<T>, across = tile / vector;
     const int column = static_cast<int>(threadIdx.x) % across * vector;
     if (column >= columns) return;
@@ -69,14 +66,20 @@ __device__ __forceinline__ void store_rows(const float* sums, const NhwcMap<T>& 
             const PixelGrid::Pixel pixel = grid.at(first_row + row);
             offset = map.offset(pixel.image, pixel.row, pixel.column);
         }
+        const float* const from = sums + row * GemmTile::result_stride;
         float values[vector];
 #pragma unroll
         for (int i = 0; i < vector; i += 4) {
-            const float4 four =
-                *reinterpret_cast<const float4*>(sums + row * GemmTile::result_stride + column + i);
-            values[i] = four.x + added[i], values[i + 1] = four.y + added[i + 1];
-            values[i + 2] = four.z + added[i + 2], values[i + 3] = four.w + added[i + 3];
+            if (flat || !interleaved) {
+                const float4 four = *reinterpret_cast<const float4*>(from + column + i);
+                values[i] = four.x, values[i + 1] = four.y, values[i + 2] = four.z, values[i + 3] = four.w;
+            } else {
+#pragma unroll
+                for (int j = i; j < i + 4; ++j) values[j] = from[interleaved_column<T>(column + j)];
+            }
         }
+#pragma unroll
+        for (int i = 0; i < vector; ++i) values[i] += added[i];
         store_some(map.data + offset + column, columns - column, map.vectors, values);
     }
 }
@@ -93,9 +96,9 @@ __global__ void __launch_bounds__(GemmTile::threads, resident<math, flat>)
     block /= product.row_tiles;
     const int group = block % product.groups;
     const PixelClass& pixels = product.classes[flat ? 0 : block / product.groups];
-    const int columns = active(product.weight.columns, product.active_columns);
+    const int columns = active_width(product.weight.columns, product.active_columns);
     if (first_column >= columns || first_row >= pixels.grid.size) return;
-    const int channels = pixels.empty ? 0 : active(product.weight.channels, product.active_channels);
+    const int channels = pixels.empty ? 0 : active_width(product.weight.channels, product.active_channels);
 
     NhwcMap<const T> source = product.source;
     source.data += group * product.weight.channels;
@@ -109,7 +112,7 @@ __global__ void __launch_bounds__(GemmTile::threads, resident<math, flat>)
     NhwcMap<T> destination = product.destination;
     const int first = group * product.weight.columns + first_column;
     destination.data += pixels.destination_offset + first;
-    store_rows<T, flat>(sums, destination, pixels.grid, first_row, columns - first_column,
+    store_rows<T, flat>(sums, weight.interleaved, destination, pixels.grid, first_row, columns - first_column,
                         product.bias ? product.bias + first : nullptr);
 }
 
@@ -132,7 +135,8 @@ struct GradientProduct {
     template <bool flat>
     __device__ __forceinline__ void put(int group, int row, int column, float sum) const {
         const ChannelTaps::At at = taps.at<flat>(column);
-        if (row >= active(out_channels, active_out_channels) || at.channel >= active(in_channels, active_in_channels))
+        if (row >= active_width(out_channels, active_out_channels) ||
+            at.channel >= active_width(in_channels, active_in_channels))
             return;
         T* const to = gradient + group * w_g + row * w_o + at.channel * w_i + at.row * w_h + at.column * w_w;
         *to = from_float<T>(accumulate ? to_float(*to) + sum : sum);
@@ -152,8 +156,8 @@ __global__ void __launch_bounds__(GemmTile::threads, resident<math, flat>)
     const int first_row = block % product.row_tiles * tile;
     block /= product.row_tiles;
     const int group = block % product.groups, split = block / product.groups;
-    const int out_channels = active(product.out_channels, product.active_out_channels);
-    const int in_channels = active(product.in_channels, product.active_in_channels);
+    const int out_channels = active_width(product.out_channels, product.active_out_channels);
+    const int in_channels = active_width(product.in_channels, product.active_in_channels);
     if (first_row >= out_channels || first_column >= product.taps.template size<flat>(in_channels)) return;
 
     NhwcMap<const T> x = product.x, dy = product.dy;
@@ -282,18 +286,20 @@ int sliced_conv2d_forward(const SlicedConv2d& shape, Element element, const void
     return with_math(element, shape, [&](auto math, auto flat) {
         using T = typename MathElement<math>::Type;
         const T* const slice = static_cast<const T*>(weight);
+        const bool vectors = has_vectors(shape, slice);
         RowsProduct<T> product{};
         product.source = input_map(shape, static_cast<const T*>(x));
         product.destination = output_map(shape, static_cast<T*>(y));
-        product.weight = {slice,     shape.w_o, shape.w_i, shape.w_h, shape.w_w, shape.out_channels, shape.in_channels,
-                          has_vectors(shape, slice)};
+        product.weight = {slice,   shape.w_o, shape.w_i, shape.w_h, shape.w_w, shape.out_channels, shape.in_channels,
+                          vectors, false};
         product.weight_group = shape.out_channels * shape.w_o;
         product.bias = static_cast<const T*>(bias);
         product.active_columns = shape.active_out_channels;
         product.active_channels = shape.active_in_channels;
         product.classes[0] = {grid_of(shape, shape.out_height, shape.out_width),
                               {shape.stride, -shape.padding, -shape.padding, 1},
-                              channel_taps(shape.in_channels, shape.kernel, shape.kernel, vector_of<T>, k_step<T>),
+                              channel_taps(shape.in_channels, shape.kernel, shape.kernel, vector_of<T>,
+                                           vectors ? k_step<T> : vector_of<T>),
                               false,
                               0,
                               0};
@@ -307,6 +313,7 @@ int sliced_conv2d_dgrad(const SlicedConv2d& shape, Element element, const void* 
         using T = typename MathElement<math>::Type;
         const int stride = shape.stride, kernel = shape.kernel, padding = shape.padding;
         const T* const slice = static_cast<const T*>(weight);
+        const bool vectors = has_vectors(shape, slice);
         RowsProduct<T> product{};
         product.source = output_map(shape, static_cast<const T*>(dy));
         product.destination = input_map(shape, static_cast<T*>(dx));
@@ -318,12 +325,13 @@ int sliced_conv2d_dgrad(const SlicedConv2d& shape, Element element, const void* 
                           stride * shape.w_w,
                           shape.in_channels,
                           shape.out_channels,
-                          has_vectors(shape, slice)};
+                          vectors,
+                          !flat && !vectors};
         product.weight_group = shape.out_channels * shape.w_o;
         product.active_columns = shape.active_in_channels;
         product.active_channels = shape.active_out_channels;
-        // Class (e, f): rows i of dx with (i + padding) % stride == e, which meet the taps e, e + stride ...; tap number
-        // j meets row (i + padding - e) / stride - j of dy.
+        // Class (e, f): rows i of dx with (i + padding) % stride == e, which meet the taps e, e + stride ...; tap
+        // number j meets row (i + padding - e) / stride - j of dy.
         const auto first = [&](int e) { return ((e - padding) % stride + stride) % stride; };
         const auto taps = [&](int e) { return ceiling(std::max(kernel - e, 0), stride); };
         const auto pixels = [&](int e, int size) { return ceiling(std::max(size - first(e), 0), stride); };
@@ -333,8 +341,7 @@ int sliced_conv2d_dgrad(const SlicedConv2d& shape, Element element, const void* 
                 product.classes[e * stride + f] = {
                     grid_of(shape, pixels(e, shape.in_height), pixels(f, shape.in_width)),
                     {1, (first(e) + padding - e) / stride, (first(f) + padding - f) / stride, -1},
-                    channel_taps(shape.out_channels, empty ? 1 : taps(e), empty ? 1 : taps(f), vector_of<T>,
-                                 k_step<T>),
+                    channel_taps(shape.out_channels, empty ? 1 : taps(e), empty ? 1 : taps(f), vector_of<T>, k_step<T>),
                     empty,
                     e * shape.w_h + f * shape.w_w,
                     first(e) * shape.x_h + first(f) * shape.x_w};
@@ -345,8 +352,8 @@ int sliced_conv2d_dgrad(const SlicedConv2d& shape, Element element, const void* 
 
 int64_t sliced_conv2d_wgrad_workspace(const SlicedConv2d& shape, Element element) {
     const int vector = element == Element::float32 ? vector_of<float> : vector_of<__half>;
-    const int64_t tiles = int64_t{shape.groups} * gradient_row_tiles(shape) *
-                          gradient_column_tiles(shape, gradient_taps(shape, vector));
+    const int64_t tiles =
+        int64_t{shape.groups} * gradient_row_tiles(shape) * gradient_column_tiles(shape, gradient_taps(shape, vector));
     const int splits = splits_of(shape, tiles);
     return splits == 1 ? 0 : splits * tiles * tile_elements;
 }
@@ -381,9 +388,9 @@ int sliced_conv2d_wgrad(const SlicedConv2d& shape, Element element, const void* 
                                          splits,
                                          workspace};
         if (tiles * splits > INT32_MAX) return cudaErrorInvalidConfiguration;
-        const cudaError_t error = device::launch(
-            gradient_kernel<math, flat>, dim3(static_cast<unsigned>(tiles * splits)), dim3(GemmTile::threads), 0,
-            static_cast<cudaStream_t>(stream), product);
+        const cudaError_t error =
+            device::launch(gradient_kernel<math, flat>, dim3(static_cast<unsigned>(tiles * splits)),
+                           dim3(GemmTile::threads), 0, static_cast<cudaStream_t>(stream), product);
         if (error != cudaSuccess || splits == 1) return error;
         return device::launch(reduce_kernel<T, flat>, dim3(SplitSums::blocks(tiles * tile_elements)),
                               dim3(SplitSums::threads), 0, static_cast<cudaStream_t>(stream), product);

@@ -1,5 +1,5 @@
-// 2-d convolution with a slice of a larger weight, used in place through its strides, on a GPU: forward, gradient of the
-// input (dgrad), gradient of the slice (wgrad). A linear layer is the convolution of 1 x 1 maps.
+// 2-d convolution with a slice of a larger weight, used in place through its strides, on a GPU: forward, gradient of
+// the input (dgrad), gradient of the slice (wgrad). A linear layer is the convolution of 1 x 1 maps.
 //
 // x and y are logically NCHW, in memory NHWC: the channel stride is 1, the strides of n, h and w are given in elements,
 // so a slice of channels of a wider tensor works in place. The weight [groups * out_channels, in_channels, kernel,
@@ -29,9 +29,9 @@ struct SlicedConv2d {
     bool tf32;  // float32 operands are rounded to TF32
 };
 
-// Each returns a cudaError_t and leaves the work to `stream`. y and dx are overwritten in full and never read; the slice
-// dweight is overwritten, or added to where `accumulate`. Nothing outside the views is touched. The same bits come out
-// of every run. bias: groups * out_channels adjacent elements, or null.
+// Each returns a cudaError_t and leaves the work to `stream`. y and dx are overwritten in full and never read; the
+// slice dweight is overwritten, or added to where `accumulate`. Nothing outside the views is touched. The same bits
+// come out of every run. bias: groups * out_channels adjacent elements, or null.
 int sliced_conv2d_forward(const SlicedConv2d& shape, Element element, const void* x, const void* weight,
                           const void* bias, void* y, void* stream);
 int sliced_conv2d_dgrad(const SlicedConv2d& shape, Element element, const void* dy, const void* weight, void* dx,

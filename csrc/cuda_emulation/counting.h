@@ -47,8 +47,8 @@ class Counting {
     void evaluate(Instruction kind, const Access& access);
     void touch(uintptr_t sector, bool writes);
 
-    Counters counters_, before_;  // before_: this launch
-    std::unordered_set<uintptr_t> read_, written_;  // sectors
+    Counters counters_, before_;                              // before_: this launch
+    std::unordered_set<uintptr_t> read_, written_;            // sectors
     std::vector<std::unordered_map<uintptr_t, Site>> sites_;  // of each warp, by return address
 };
 

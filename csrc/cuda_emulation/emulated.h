@@ -144,6 +144,17 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
         shared_bytes);
 }
 
+// What a block can have at most: that of the architecture that the kernels are compiled as.
+inline size_t most_shared_bytes() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+    return size_t{227} * 1024;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+    return size_t{163} * 1024;
+#else
+    return size_t{99} * 1024;
+#endif
+}
+
 }  // namespace device
 
 #include "cuda_emulation/collectives.h"

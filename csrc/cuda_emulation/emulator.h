@@ -81,7 +81,7 @@ struct Counters {
     // Different sectors that are read of which nothing was read or written before, and different ones that are written,
     // each once since take_launches(): what has to come from memory and to go there, however large the caches are.
     uint64_t sectors_read = 0, sectors_written = 0;
-    uint64_t launches = 0;             // counted always
+    uint64_t launches = 0;  // counted always
     uint64_t operator[](Instruction kind) const { return instructions[static_cast<size_t>(kind)]; }
 };
 Counters take_counters();

@@ -33,6 +33,14 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
     return cudaGetLastError();
 }
 
+// What a block can have at most, static and dynamic, on the current device.
+inline size_t most_shared_bytes() {
+    int device = 0, bytes = 0;
+    const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                       cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess;
+    return known ? static_cast<size_t>(bytes) : size_t{48} * 1024;
+}
+
 }  // namespace device
 
 namespace ptx {

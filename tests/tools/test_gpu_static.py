@@ -76,7 +76,10 @@ def test_differences_from_the_table() -> None:
     assert [line.split(": ", 2)[2] for line in more] == ["45 registers, 40 in the table"] * 2
     assert complaints(kernel(200), table, release="13.1") == []  # another compiler's registers are its own
     renamed = Kernel("a.cu", "b", 128, 0, kernel(40).usage)
-    assert complaints(renamed, table) == ["a.cu: b is not in the table", "a.cu: a<fp32> is in the table and not compiled"]
+    assert complaints(renamed, table) == [
+        "a.cu: b is not in the table",
+        "a.cu: a<fp32> is in the table and not compiled",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,10 @@ def test_resident_blocks(architecture: int, threads: int, registers: int, shared
 @pytest.mark.parametrize(
     ("demangled", "expected"),
     [
-        ("void spos::cuda::(anonymous namespace)::forward_kernel<__half>(spos::cuda::Shape, __half*)", "forward_kernel<fp16>"),
+        (
+            "void spos::cuda::(anonymous namespace)::forward_kernel<__half>(spos::cuda::Shape, __half*)",
+            "forward_kernel<fp16>",
+        ),
         ("(anonymous namespace)::plain(float const*, unsigned int)", "plain"),
         ("run_gemm", "run_gemm"),
         (
@@ -145,7 +151,11 @@ PTX = """.version 9.0
 def test_entry_points() -> None:
     first, second = ptx_text.entries(PTX)
     assert first.name == "_Z1aPfi"
-    assert [(each.offset, each.bytes, each.alignment) for each in first.parameters] == [(0, 8, 8), (8, 1, 1), (16, 40, 8)]
+    assert [(each.offset, each.bytes, each.alignment) for each in first.parameters] == [
+        (0, 8, 8),
+        (8, 1, 1),
+        (16, 40, 8),
+    ]
     assert first.threads == (16, 8, 1)
     assert first.blocks_per_multiprocessor == 2
     assert first.uses_dynamic_shared
@@ -169,7 +179,17 @@ _Z1av:
 	.section	.nv.shared._Z1av,"aw",@nobits
         /*00b0*/                   FFMA R1, R1, R1, R1 ;
 """
-COUNTS = {"LDG.128": 1, "LDG.16": 1, "STG.32": 1, "LDS.64": 1, "HMMA": 1, "LDSM": 1, "LDGSTS.128": 1, "FFMA2": 1, "BAR": 1}
+COUNTS = {
+    "LDG.128": 1,
+    "LDG.16": 1,
+    "STG.32": 1,
+    "LDS.64": 1,
+    "HMMA": 1,
+    "LDSM": 1,
+    "LDGSTS.128": 1,
+    "FFMA2": 1,
+    "BAR": 1,
+}
 
 
 def test_instructions_are_counted() -> None:

@@ -116,7 +116,9 @@ def page(census: Census) -> str:
         architectures = sorted(by_architecture)
         lines += [f"## {file}: {kernel}", "", "| |" + "|".join(f" sm_{each} " for each in architectures) + "|"]
         lines.append("|---|" + "--:|" * len(architectures))
-        kinds = sorted({kind for counts in by_architecture.values() for kind in counts}, key=lambda k: (k == "other", k))
+        kinds = sorted(
+            {kind for counts in by_architecture.values() for kind in counts}, key=lambda k: (k == "other", k)
+        )
         for kind in kinds:
             numbers = " | ".join(str(by_architecture[each].get(kind, 0)) for each in architectures)
             lines.append(f"| {kind} | {numbers} |")

@@ -87,7 +87,9 @@ def main() -> int:
     except compilation.CompilationFailed as failure:
         print(failure, file=sys.stderr)
         return 1
-    print(f"ptx: {sum(exported)} entry points in {sum(map(bool, exported))} files of {FOLDER.relative_to(toolchain.ROOT)}")
+    print(
+        f"ptx: {sum(exported)} entry points in {sum(map(bool, exported))} files of {FOLDER.relative_to(toolchain.ROOT)}"
+    )
     return 0
 
 

@@ -157,7 +157,9 @@ def table_complaints(kernels: Mapping[tuple[str, str], Kernel], page: str, relea
     """How the kernels differ from the committed table. Registers count only under the release that it was made with."""
     stated = registers_in(page)
     complaints = [f"{file}: {name} is not in the table" for file, name in kernels if (file, name) not in stated]
-    complaints += [f"{file}: {name} is in the table and not compiled" for file, name in stated if (file, name) not in kernels]
+    complaints += [
+        f"{file}: {name} is in the table and not compiled" for file, name in stated if (file, name) not in kernels
+    ]
     if release_in(page) != release:
         return complaints
     for key, kernel in kernels.items():

@@ -86,7 +86,9 @@ def main() -> int:
     for complaint in complaints:
         print(f"error: {complaint}", file=sys.stderr)
     if complaints:
-        print(f"error: {len(complaints)} complaints; after a change that is meant: {resources.COMMAND}", file=sys.stderr)
+        print(
+            f"error: {len(complaints)} complaints; after a change that is meant: {resources.COMMAND}", file=sys.stderr
+        )
         return 1
     print(f"gpu-static: {len(kernels)} kernels on {len(toolchain.ARCHITECTURES)} architectures as in {TABLE.name}")
     return 0

@@ -6,6 +6,8 @@
 namespace spos {
 
 void bind_cuda_choice_block(pybind11::module_& module);
+void bind_cuda_choice_table(pybind11::module_& module);
+void bind_cuda_classifier(pybind11::module_& module);
 void bind_cuda_depthwise_conv2d(pybind11::module_& module);
 void bind_cuda_fake_quantize(pybind11::module_& module);
 void bind_cuda_sliced_conv2d(pybind11::module_& module);

@@ -32,25 +32,11 @@ cuda::DepthwiseConv2d describe(const Tensor& x, const char* x_name, const Tensor
     check_same_dtype(y, y_name, x, x_name);
     check_same_dtype(weight, weight_name, x, x_name);
     const auto narrow = [](int64_t value) { return static_cast<int>(value); };
-    return {batch,
-            narrow(channels),
-            narrow(height),
-            narrow(width),
-            narrow(y.shape[2]),
-            narrow(y.shape[3]),
-            narrow(kernel),
-            narrow(stride),
-            narrow(padding),
-            x_strides.n,
-            x_strides.h,
-            x_strides.w,
-            y_strides.n,
-            y_strides.h,
-            y_strides.w,
-            weight.strides[0],
-            weight.strides[2],
-            weight.strides[3],
-            nullptr};
+    return {
+        batch,          narrow(channels), narrow(height),  narrow(width),     narrow(y.shape[2]), narrow(y.shape[3]),
+        narrow(kernel), narrow(stride),   narrow(padding), x_strides.n,       x_strides.h,        x_strides.w,
+        y_strides.n,    y_strides.h,      y_strides.w,     weight.strides[0], weight.strides[2],  weight.strides[3],
+        nullptr};
 }
 
 void forward(py::handle x_object, py::handle weight_object, py::handle y_object, int64_t stride, int64_t padding,

@@ -2,6 +2,8 @@
 #include "cuda_emulation/emulator.h"
 
 #include "bindings/cuda/bindings.h"
+#include "bindings/cuda/call.h"
+#include "cuda_emulation/recording.h"
 
 #if defined(SPOS_CUDA_EMULATED)
 
@@ -30,6 +32,27 @@ py::dict to_dict(const cuda_emulation::Counters& counters) {
     return result;
 }
 
+// What a CUDA graph is on a device: launches recorded once, and replayed on the same memory, which the caller keeps.
+class Graph {
+  public:
+    void start() {
+        cuda_emulation::start_recording(launches_);
+        CudaCall::record_in(&memory_);
+    }
+    void stop() {
+        cuda_emulation::stop_recording();
+        CudaCall::record_in(nullptr);
+    }
+    void replay() const {
+        memory_.run(0, [&](void*) { return static_cast<int>(launches_.replay()); });
+    }
+    size_t size() const { return launches_.size(); }
+
+  private:
+    cuda_emulation::Recording launches_;
+    CudaCall memory_;
+};
+
 py::list launches() {
     const auto triple = [](uint3 value) { return py::make_tuple(value.x, value.y, value.z); };
     py::list result;
@@ -52,6 +75,12 @@ void bind_emulator(py::module_& module) {
     module.def(
         "configure", [](uint64_t seed, bool count) { cuda_emulation::configure({seed, count}); }, py::arg("seed") = 0,
         py::arg("count") = false);
+    py::class_<Graph>(module, "Graph")
+        .def(py::init<>())
+        .def("start", &Graph::start)
+        .def("stop", &Graph::stop)
+        .def("replay", &Graph::replay)
+        .def("__len__", &Graph::size);
     // Counters since the last call, by name.
     module.def("take_counters", [] { return to_dict(cuda_emulation::take_counters()); });
     // Each counted launch since the last call, in order: kernel, grid, block, dynamic shared_bytes, counters.

@@ -14,6 +14,8 @@ PYBIND11_MODULE(_cuda, module) {
     module.def("set_tensor_types", &spos::set_tensor_types, py::arg("tensor"), py::arg("parameter"),
                py::arg("exchange_capsule"));
     spos::bind_cuda_choice_block(module);
+    spos::bind_cuda_choice_table(module);
+    spos::bind_cuda_classifier(module);
     spos::bind_cuda_depthwise_conv2d(module);
     spos::bind_cuda_fake_quantize(module);
     spos::bind_cuda_sliced_conv2d(module);
