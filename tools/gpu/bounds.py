@@ -36,11 +36,9 @@ def counted(case: Case) -> list[Launch]:
             noted = emulator.take_launches()
         finally:
             emulator.configure()
-    launches = []
-    for each in noted:
-        kernel = names.short(each["kernel"])
-        launches.append(limits.read_launch(each, kernel, case.multiply_adds_of(kernel)))
-    return launches
+    kernels = [names.short(each["kernel"]) for each in noted]
+    stated = case.multiply_adds_by_launch(kernels)
+    return [limits.read_launch(*each) for each in zip(noted, kernels, stated, strict=True)]
 
 
 def quantity(value: float, unit: str) -> str:
