@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from choice_block_support import CHOICES, Case, copied, make_branch, map_tensors
+from choice_block_support import CHOICES, Case, copied, make_branch, map_tensors, named_tensors
 from cuda_support import CUDA_BACKENDS, device_of, needs_emulator
 from torch import Tensor
 
@@ -22,6 +22,16 @@ EPS, MOMENTUM = 1e-5, 0.1
 def branches_of(case: Case, device: str) -> list[sk.Branch]:
     branches = [make_branch(c, case.channels, case.mid, case.out, case.stride, case.affine) for c in CHOICES]
     return [map_tensors(copied(branch), lambda t, _: t.detach().to(device)) for branch in branches]
+
+
+def running_of(branches: list[sk.Branch]) -> list[Tensor]:
+    fields = ("running_mean", "running_var", "num_batches_tracked")
+    return [tensor for branch in branches for _, field, tensor in named_tensors(branch) if field in fields]
+
+
+def gradients_but(part: _Part, choice: int) -> list[Tensor]:
+    others = [of for number, of in enumerate(part.gradients) if number != choice]
+    return [tensor for of in others for layer in of for tensor in layer if tensor is not None]
 
 
 def run_table(part: _Part, dy: Tensor, backend: str) -> Tensor:
@@ -45,13 +55,8 @@ def run_table(part: _Part, dy: Tensor, backend: str) -> Tensor:
 def test_every_choice_has_the_bits_of_its_branch_and_leaves_the_others(backend: str, stride: int, affine: bool) -> None:
     case = Case("3", stride, 3, 20, 9, 8, 13, 18, affine)
     device = device_of(backend)
-    by_value, by_choice = branches_of(case, device), branches_of(case, device)
-    for mine, other in zip(by_value, by_choice, strict=True):
-        for chain, other_chain in zip(mine, other, strict=True):
-            for layer, other_layer in zip(chain, other_chain, strict=True):
-                for tensor, other_tensor in zip(layer, other_layer, strict=True):
-                    if tensor is not None:
-                        other_tensor.copy_(tensor)
+    by_value = branches_of(case, device)
+    by_choice = [map_tensors(branch, lambda tensor, _: tensor.clone()) for branch in by_value]
     x = torch.randn(case.x_shape, device=device).to(memory_format=torch.channels_last)
     dy = torch.randn(case.y_shape, device=device).to(memory_format=torch.channels_last)
     choice = torch.zeros(1, dtype=torch.int32, device=device)
@@ -62,9 +67,7 @@ def test_every_choice_has_the_bits_of_its_branch_and_leaves_the_others(backend: 
             for gradient in of:
                 if gradient is not None:
                     gradient.fill_(float("nan"))
-        others = [
-            t.clone() for k, of in enumerate(part.gradients) if k != number for l in of for t in l if t is not None
-        ]
+        others = [tensor.clone() for tensor in gradients_but(part, number)]
         dx = run_table(part, dy, backend)
         leaves = map_tensors(by_value[number], lambda t, field: t.requires_grad_(field in ("weight", "gamma", "beta")))
         trained = [t for chain in leaves for layer in chain for t in layer[:3] if t is not None]
@@ -76,12 +79,10 @@ def test_every_choice_has_the_bits_of_its_branch_and_leaves_the_others(backend: 
         found = [t for of in part.gradients[number] for t in of if t is not None]
         for mine, right in zip(found, expected, strict=True):
             assert torch.equal(mine, right)
-        after = [t for k, of in enumerate(part.gradients) if k != number for l in of for t in l if t is not None]
-        assert all(torch.equal(a, b) for a, b in zip(others, after, strict=True))
-        for mine, other in zip(by_value, by_choice, strict=True):
-            for chain, other_chain in zip(mine, other, strict=True):
-                for layer, other_layer in zip(chain, other_chain, strict=True):
-                    assert all(torch.equal(a, b) for a, b in zip(layer[3:], other_layer[3:], strict=True))
+        for before, after in zip(others, gradients_but(part, number), strict=True):
+            assert torch.equal(before, after)
+        for mine, other in zip(running_of(by_value), running_of(by_choice), strict=True):
+            assert torch.equal(mine, other)
 
 
 @needs_emulator
