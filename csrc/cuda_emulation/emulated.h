@@ -79,7 +79,7 @@ enum class Atomic {
     bit_xor,
     add_float
 };
-enum class Product { f16, bf16, tf32, s8, u8s8, s4, b1 };
+enum class Product { f16, bf16, tf32, s8, u8s8, s4, u4s4, b1 };
 
 // `line` is the caller's, so that threads that wait at two barriers are told from threads that wait at one.
 int block_barrier(Barrier kind, int predicate, int line);

@@ -66,6 +66,7 @@ enum class Instruction {
     mma_s8,
     mma_u8s8,
     mma_s4,
+    mma_u4s4,
     mma_b1,
     how_many,
 };

@@ -134,6 +134,7 @@ PTX_MMA(mma_m16n8k32_s8, "m16n8k32.row.col.s32.s8.s8.s32", int32_t, "r")
 PTX_MMA(mma_m16n8k32_u8s8, "m16n8k32.row.col.s32.u8.s8.s32", int32_t, "r")
 // Instructions of their own on sm_80 to sm_89 only; the compiler emulates s4 from sm_90 on, b1 from sm_100 on.
 PTX_MMA(mma_m16n8k64_s4, "m16n8k64.row.col.s32.s4.s4.s32", int32_t, "r")
+PTX_MMA(mma_m16n8k64_u4s4, "m16n8k64.row.col.s32.u4.s4.s32", int32_t, "r")
 PTX_MMA(mma_m16n8k256_b1, "m16n8k256.row.col.s32.b1.b1.s32.and.popc", int32_t, "r")
 #undef PTX_MMA
 

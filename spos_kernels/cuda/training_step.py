@@ -1,6 +1,6 @@
 """One training step of a supernet of choice blocks as a fixed sequence of launches on fixed memory.
 
-    images → windows → stem → blocks, each by its choice → last convolution → mean → classifier → loss, and back
+    images → windows → stem → blocks, each by its choice → last convolution → mean → classifier → loss, back, update
 
 The path is an int32 tensor on the device that the kernels read, so the sequence is the same for every path: captured
 once (`graphs.capture`), it trains all of them. What differs from step to step is written into `images`, `labels` and
@@ -9,7 +9,7 @@ once (`graphs.capture`), it trains all of them. What differs from step to step i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from spos_kernels.choice_block_kernels import rows
 from spos_kernels.choice_block_reference import Branch, ConvBN
 from spos_kernels.cuda.modules import module_of, stream_of
+from spos_kernels.cuda.sgd import PreparedStep, Update
 from spos_kernels.layout import empty_nhwc
 
 
@@ -35,12 +36,24 @@ class Network(NamedTuple):
     classifier: Tensor
 
 
+class Descent(NamedTuple):
+    """How weights are updated: stochastic gradient descent as `spos_kernels.SGD` does it, of what is on the path.
+
+    weight_decay: of convolutions and the classifier; the normalisations' parameters have none.
+    """
+
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+
 class _Part:
     """A block with its table of branches, the memory of its passes, and the gradients of its weights."""
 
     def __init__(self, x: Tensor, branches: Sequence[Branch], stride: int, whole: bool, choice: Tensor, backend: str):
         module = module_of(backend)
         self.x, self.choice = x, choice
+        self.branches = branches
         self.gradients = tuple(tuple(_gradients(layer) for layer in (*b.main, *b.proj)) for b in branches)
         options = tuple(
             (tuple(tuple(_read(layer)) for layer in (*b.main, *b.proj)), len(b.main), gradients)
@@ -62,8 +75,10 @@ class TrainingStep:
     images: [N, C, H, W] channels_last, labels: int64 [N], arch: int32, a choice a block; written by the caller before
     `run`. loss: float32 [1], that of the last step. step: int64 [1], what dropout draws by; `run` does not advance it.
 
-    dtype: of images, maps and weights. momentum: of the running statistics, None for their mean. `gradients` of a
-    parameter are overwritten where its option is on the path, and left as they are elsewhere.
+    momentum: of the running statistics, None for their mean. descent: None for gradients alone; they are overwritten
+    where an option is on the path, and left as they are elsewhere. update: the step that follows them, with one
+    learning rate. momentum_buffers: of each parameter, by its data_ptr(). Raises ValueError for weights that would have
+    to be copied, and for a descent of weights that are not float32.
     """
 
     def __init__(
@@ -77,8 +92,11 @@ class TrainingStep:
         label_smoothing: float = 0.0,
         dropout: float = 0.0,
         seed: int = 0,
+        descent: Descent | None = None,
     ) -> None:
         weight = network.stem.weight
+        if descent is not None and weight.dtype is not torch.float32:
+            raise ValueError(f"stem.weight has dtype {weight.dtype}: a descent accepts torch.float32")
         batch = image_shape[0]
         kernel = weight.shape[-1]
         if not weight.is_contiguous(memory_format=torch.channels_last):
@@ -118,6 +136,42 @@ class TrainingStep:
         wgrad = self._module.sliced_conv2d_wgrad_workspace(*pair, 0, 0, 1, 0, 1)
         self._wgrad_workspace = torch.empty(wgrad, dtype=torch.float32, device=weight.device)
 
+        self.momentum_buffers: dict[int, Tensor] = {}
+        self.update: PreparedStep | None = None
+        if descent is not None:
+            self.update = PreparedStep(list(self._updates(descent)), [0.0], weight.device, backend)
+
+    def _updates(self, descent: Descent) -> Iterator[Update]:
+        """Yield of each parameter what its update needs: all of it, if the choice that it hangs on is taken."""
+
+        def of(parameter: Tensor, gradient: Tensor, choice: Tensor | None, chosen: int) -> Update:
+            buffer = self.momentum_buffers.setdefault(parameter.data_ptr(), torch.zeros_like(gradient))
+            decay = descent.weight_decay if parameter.ndim > 1 else 0.0
+            return Update(
+                _flat(parameter),
+                _flat(gradient),
+                _flat(buffer),
+                offset=0,
+                rows=1,
+                length=parameter.numel(),
+                stride=0,
+                momentum=descent.momentum,
+                weight_decay=decay,
+                nesterov=descent.nesterov,
+                rate=0,
+                choice=choice,
+                chosen=chosen,
+            )
+
+        for part in self._parts:
+            choice = part.choice if len(part.branches) > 1 else None
+            for chosen, (branch, gradients) in enumerate(zip(part.branches, part.gradients, strict=True)):
+                for layer, of_layer in zip((*branch.main, *branch.proj), gradients, strict=True):
+                    for parameter, gradient in zip(layer[:3], of_layer, strict=True):
+                        if parameter is not None and gradient is not None:
+                            yield of(parameter, gradient, choice, chosen)
+        yield of(self._classifier, self.classifier_gradient, None, 0)
+
     def gradients(self, block: int, choice: int) -> tuple[tuple[Tensor | None, Tensor | None, Tensor | None], ...]:
         """Return of an option's layers, main's before proj's, the gradients of weight, gamma and beta."""
         return self._parts[1 + block].gradients[choice]
@@ -132,11 +186,13 @@ class TrainingStep:
         return self._parts[-1].gradients[0][0]
 
     def run(self) -> None:
-        """Launch the forward and the backward pass."""
+        """Launch the forward pass, the backward pass, and the update if there is a descent."""
         tf32 = self.images.dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32
         stream = stream_of(self.images)
         self._forward(tf32, stream)
         self._backward(tf32, stream)
+        if self.update is not None:
+            self.update.run()
 
     def _forward(self, tf32: bool, stream: int) -> None:
         module = self._module
@@ -179,6 +235,11 @@ class TrainingStep:
     def _map(self, index: int, like: Tensor) -> Tensor:
         """One of two buffers in turn, in the shape of a map."""
         return self._maps[index % 2][: like.numel()].as_strided(like.shape, like.stride())
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The elements of a dense tensor in the order of its memory."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
 def _read(layer: ConvBN) -> ConvBN:

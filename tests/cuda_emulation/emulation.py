@@ -43,6 +43,7 @@ INSTRUCTIONS = [
     "mma_s8",
     "mma_u8s8",
     "mma_s4",
+    "mma_u4s4",
     "mma_b1",
 ]
 COUNTERS = [*INSTRUCTIONS, "shared_wavefronts", "ldmatrix_wavefronts", "global_bytes", "global_sectors"]

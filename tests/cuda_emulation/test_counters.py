@@ -88,6 +88,7 @@ def test_tensor_core_instructions_are_counted(emulated: Emulation) -> None:
         "mma_s8": 1,
         "mma_u8s8": 0,
         "mma_s4": 0,
+        "mma_u4s4": 0,
         "mma_b1": 1,
     }
 

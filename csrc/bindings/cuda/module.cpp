@@ -18,6 +18,8 @@ PYBIND11_MODULE(_cuda, module) {
     spos::bind_cuda_classifier(module);
     spos::bind_cuda_depthwise_conv2d(module);
     spos::bind_cuda_fake_quantize(module);
+    spos::bind_cuda_lowbit(module);
+    spos::bind_cuda_sgd(module);
     spos::bind_cuda_sliced_conv2d(module);
 #if defined(SPOS_CUDA_EMULATED)
     spos::bind_emulator(module);
