@@ -24,7 +24,8 @@ SANITIZE = env PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 \
   ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1000000000:malloc_fill_byte=255:log_path=$(CURDIR)/$(SANITIZED)/report \
   UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/$(SANITIZED)/report $(BIN)/python
 
-.PHONY: help setup build emulated demo test lint format bench bench-full test-lowest sanitize wheel clean
+.PHONY: help setup build emulated demo test lint format bench bench-full test-lowest sanitize wheel gpu-static ptx \
+  bounds mutants gpu-test gpu-bench clean
 
 help:
 	@echo "make demo         search a network for MNIST, with a report (3 minutes on two cores)"
@@ -35,6 +36,11 @@ help:
 	@echo "make sanitize     run the kernels' tests with address and undefined-behaviour checks (5 minutes to compile)"
 	@echo "make wheel        build the wheel, then import and run it in a second environment"
 	@echo "make emulated     compile the CUDA kernels for the CPU, as their tests run them"
+	@echo "make gpu-static   compile the CUDA kernels with nvcc: registers, spills, occupancy, instructions (no GPU needed)"
+	@echo "make ptx          their PTX, with a JSON description of the entry points, in build/ptx"
+	@echo "make bounds       count what they do, and write docs/cuda-bounds.md: the least time on an A100, H100 and B200"
+	@echo "make mutants      break the kernels in many places, and see that their tests notice (hours; resumes)"
+	@echo "make gpu-test     run their tests on a GPU;  make gpu-bench: their benchmarks, one table to paste"
 	@echo "make build        compile what changed;  make format: format all sources;  make clean: remove what was made"
 
 setup: $(VENV)/.built
@@ -96,6 +102,35 @@ bench: $(VENV)/.built $(VENV)/.peers
 
 bench-full: $(VENV)/.built $(VENV)/.peers
 	@$(BENCH)
+
+# What is known of the CUDA kernels without a GPU. The disassembler is a wheel of 6 MB; without it (no network) the
+# instructions are not looked at, and that is said. UPDATE=1 writes csrc/cuda/resources.md anew.
+$(VENV)/.disassembler: $(VENV)/.installed
+	@! command -v $${CUDACXX:-nvcc} > /dev/null || $(PIP) install -c constraints.txt nvidia-cuda-nvdisasm || exit 0; \
+	  touch $@
+
+gpu-static: $(VENV)/.disassembler
+	@$(BIN)/python tools/gpu/static.py $(if $(UPDATE),--update)
+
+ptx: $(VENV)/.installed
+	@$(BIN)/python tools/gpu/export_ptx.py
+
+bounds: $(VENV)/.emulated
+	@$(BIN)/python tools/gpu/bounds.py
+
+mutants: $(VENV)/.emulated
+	@$(BIN)/python tools/gpu/mutants.py
+
+# For people with a GPU: the module is compiled for that GPU, and what stands in the way is said first.
+gpu-test: $(VENV)/.built
+	@$(BIN)/python tools/gpu/device.py test
+	@SPOS_CUDA=1 $(BIN)/python setup.py -q build_ext --inplace > $(VENV)/cuda.log 2>&1 || { cat $(VENV)/cuda.log >&2; exit 1; }
+	@$(BIN)/python tools/gpu/device_tests.py
+
+gpu-bench: $(VENV)/.built
+	@$(BIN)/python tools/gpu/device.py bench
+	@SPOS_CUDA=1 $(BIN)/python setup.py -q build_ext --inplace > $(VENV)/cuda.log 2>&1 || { cat $(VENV)/cuda.log >&2; exit 1; }
+	@$(BIN)/python benchmarks/gpu
 
 # Its own environment: the lowest torch that pyproject.toml allows, everything else unpinned around it.
 test-lowest: $(VENV)/.built

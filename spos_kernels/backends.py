@@ -90,12 +90,11 @@ def resolve_backend(x: Tensor, compiled: Collection[str] = ("cpu",)) -> str:
     """Return the backend that an operation on `x` runs on now.
 
     compiled: those of the backends with compiled kernels that have this operation. NotImplementedError for an explicit
-    one that has not; ValueError, TypeError or RuntimeError if the explicit backend cannot run this call.
+    one that has not; TypeError, ValueError or RuntimeError if the explicit backend cannot run this call.
     """
     name = _current.backend
     if name == "auto":
-        cuda = x.is_cuda and x.dtype != torch.float64 and availability("cuda")[0]
-        native = "cpu" if x.is_cpu else "cuda" if cuda else "reference"
+        native = "cpu" if x.is_cpu else "cuda" if runs_cuda(x) and x.dtype is not torch.float64 else "reference"
         return native if native in compiled and not is_transformed() else "reference"
     if name == "reference":
         return name
@@ -103,7 +102,7 @@ def resolve_backend(x: Tensor, compiled: Collection[str] = ("cpu",)) -> str:
         raise NotImplementedError(f"backend {name!r} does not have this operation: use 'reference' or 'auto'")
     if not (x.is_cuda if name == "cuda" else x.is_cpu):
         raise ValueError(f"x is on {x.device}: backend {name!r} accepts {'CUDA' if name == 'cuda' else 'CPU'} tensors")
-    if name in CUDA and x.dtype == torch.float64:
+    if name in CUDA and x.dtype is torch.float64:
         raise TypeError(f"x has dtype {x.dtype}: backend {name!r} accepts {names_of(float_dtypes(name))}")
     if is_transformed():
         raise RuntimeError(
@@ -121,6 +120,11 @@ def float_dtypes(backend: str) -> tuple[torch.dtype, ...]:
 def names_of(dtypes: Sequence[torch.dtype]) -> str:
     """Return "a, b and c"."""
     return ", ".join(map(str, dtypes[:-1])) + f" and {dtypes[-1]}"
+
+
+def runs_cuda(x: Tensor) -> bool:
+    """Whether the backend in force runs the CUDA kernels on `x`, which may be float16 or bfloat16 then."""
+    return _current.backend in CUDA or (_current.backend == "auto" and x.is_cuda and availability("cuda")[0])
 
 
 def current_backend() -> str:

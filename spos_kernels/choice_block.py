@@ -16,9 +16,10 @@ from torch import Tensor
 
 import spos_kernels.choice_block_operators  # noqa: F401  (registers them)
 from spos_kernels import _C
-from spos_kernels.backends import is_autocast, is_plain, resolve_backend, takes_kernels
+from spos_kernels.backends import CUDA, is_autocast, is_plain, resolve_backend, takes_kernels
 from spos_kernels.choice_block_kernels import dense_pixels, measure, plan_of, rows, run, running
 from spos_kernels.choice_block_reference import Block, Branch, Layer, Link, describe, run_reference
+from spos_kernels.cuda import choice_block as cuda
 
 __all__ = ["choice_block"]
 
@@ -39,8 +40,9 @@ def choice_block(
     it is [proj(x), main(x)]. Every convolution is followed by batch normalisation, every pointwise one by ReLU too
     (see `ConvBN`). Only `branches[choice]` is read, updated or given gradients.
 
-    x: [N, C, H, W] float32 or float64, C even at stride 1; channels_last tensors and slices of their channels are read
-        in place, other layouts are copied first. N may be 0 outside of training.
+    x: [N, C, H, W] float32 or float64, on backends "cuda" and "cuda-emulated" float32, float16 or bfloat16; C even at
+        stride 1. channels_last tensors and slices of their channels are read in place, other layouts are copied first.
+        N may be 0 outside of training.
     branches: one `Branch` an option. Weights may be slices of wider ones.
     training: True normalises by the batch's statistics and updates running_mean, running_var and num_batches_tracked
         in place as nn.BatchNorm2d does; False normalises by the running statistics.
@@ -59,7 +61,7 @@ def choice_block(
         if y is not None:
             return y
     block = describe(x, branches, choice, stride, training, momentum, eps)
-    backend = resolve_backend(block.x)
+    backend = resolve_backend(block.x, ("cpu", *CUDA))
     if backend == "reference" or block.x.shape[0] == 0:
         return run_reference(block, training, momentum, eps)
     return run_block(block, stride, False, training, momentum, eps, backend)
@@ -97,6 +99,12 @@ def run_block(
     affine = [layer.tensors.gamma is not None for layer in layers]
     given = None if training else running([layer.tensors for layer in layers])
     track = partial(_track, layers, block.x.shape[0], momentum)
+    if backend in CUDA and is_plain(block.x, *bank):
+        tracked = tuple([layer.tensors[3:] for layer in layers])
+        call = cuda.Call(
+            tuple(affine), len(block.main), stride, whole, block.shape, tracked, training, momentum, eps, backend
+        )
+        return cuda.run(dense_pixels(block.x), call, tuple(map(rows, bank)))
     if is_plain(block.x, *bank):
         x, own = dense_pixels(block.x), tuple(map(rows, bank))
         plan = plan_of(x, own, affine, len(block.main), stride, whole)

@@ -46,8 +46,16 @@ def measure(
     return bank, tuple(map(Plan._make, plans))
 
 
-def plan_of(x: Tensor, bank: Sequence[Tensor], affine: Sequence[bool], main: int, stride: int, whole: bool) -> Plan:
-    """Return the plan of one checked block."""
+def plan_of(
+    x: Tensor,
+    bank: Sequence[Tensor],
+    affine: Sequence[bool],
+    main: int,
+    stride: int,
+    whole: bool,
+    kept_alignment: int = 1,
+) -> Plan:
+    """Return the plan of one checked block. kept_alignment: the elements at a multiple of which each layer's begin."""
     batch, channels, height, width = x.shape
     small = (height - 1) // stride + 1, (width - 1) // stride + 1
     kept = statistics = multiply_adds = last = 0
@@ -61,7 +69,7 @@ def plan_of(x: Tensor, bank: Sequence[Tensor], affine: Sequence[bool], main: int
             next(tensors), next(tensors)
         if kernel > 1:
             pixels = batch * small[0] * small[1]
-        kept += pixels * outputs
+        kept += -kept % kept_alignment + pixels * outputs
         statistics += 2 * outputs
         multiply_adds += pixels * outputs * inputs * kernel * kernel
         last = outputs if index < main else last
@@ -185,7 +193,7 @@ def refuse_double_backward() -> None:
     """RuntimeError where a graph of the backward pass is asked for."""
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "choice_block: backend 'cpu' has no double backward (create_graph=True): use backend 'reference'"
+            "choice_block: compiled kernels have no double backward (create_graph=True): use backend 'reference'"
         )
 
 

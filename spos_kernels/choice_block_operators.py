@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spos_kernels.backends import CUDA
 from spos_kernels.choice_block_kernels import (
     Plan,
     backward,
@@ -22,6 +23,7 @@ from spos_kernels.choice_block_kernels import (
     refuse_double_backward,
     rows,
 )
+from spos_kernels.cuda import choice_block as cuda
 from spos_kernels.layout import empty_nhwc
 from spos_kernels.library import register
 
@@ -31,6 +33,11 @@ def _arguments(
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Plan, ...]]:
     x, bank = dense_pixels(x), tuple(map(rows, bank))
     return x, bank, (plan_of(x, bank, affine, main, stride, whole),)
+
+
+def _cuda_call(plan: Plan, training: bool, eps: float, backend: str) -> cuda.Call:
+    untracked = ((None, None, None),) * len(plan.affine)
+    return cuda.Call(*plan[:4], plan.y, untracked, training, None, eps, backend)
 
 
 def _operator(
@@ -45,6 +52,11 @@ def _operator(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, bank, plans = _arguments(x, bank, affine, main, stride, whole)
+    if backend in CUDA:
+        call = _cuda_call(plans[0], given is None, eps, backend)
+        options = (call.training, True, None, eps, backend, False)
+        y, found, saved = cuda.forward(x, call.layers(bank), main, stride, whole, call.shape, given, *options)
+        return y, x.new_empty(0, dtype=torch.float32) if given is not None or found is None else found, saved
     (y,), statistics, (saved,) = forward(x, bank, given, plans, eps)
     return y, statistics if given is None else x.new_empty(0), saved
 
@@ -60,8 +72,10 @@ def _operator_fake(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = plan_of(x, bank, affine, main, stride, whole)
-    return empty_nhwc(plan.y, like=x), x.new_empty(plan.statistics if given is None else 0), x.new_empty(plan.kept)
+    plan = plan_of(x, bank, affine, main, stride, whole, cuda.KEPT_ALIGNMENT if backend in CUDA else 1)
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    statistics = x.new_empty(plan.statistics if given is None else 0, dtype=dtype)
+    return empty_nhwc(plan.y, like=x), statistics, x.new_empty(plan.kept)
 
 
 def _operator_backward(
@@ -80,6 +94,11 @@ def _operator_backward(
     backend: str,
 ) -> list[Tensor]:
     x, bank, plans = _arguments(x, bank, affine, main, stride, whole)
+    if backend in CUDA:
+        gradients = new_gradients(x, bank, wanted)
+        dx, *of_bank = expand(gradients, wanted)
+        cuda.backward_into(dy, x, _cuda_call(plans[0], training, eps, backend), bank, saved, statistics, dx, of_bank)
+        return gradients
     return backward(dy, x, bank, plans, (), (saved,), statistics, wanted, training, eps)
 
 

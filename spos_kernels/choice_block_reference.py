@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spos_kernels.backends import is_autocast
+from spos_kernels.backends import is_autocast, names_of, runs_cuda
 from spos_kernels.layout import as_nhwc
 
 __all__ = ["Branch", "ConvBN", "Link", "choice_block_reference"]
@@ -32,8 +32,9 @@ class ConvBN(NamedTuple):
     running_mean, running_var: [O], updated in place in training; None, both, where they are not tracked.
     num_batches_tracked: int64 scalar, incremented in training; None where it is not counted.
 
-    All but the count have the dtype and device of the block's input. Views of larger tensors are read and updated in
-    place.
+    All but the count have the dtype and device of the block's input, but where that is float16 or bfloat16 (on backends
+    "cuda" and "cuda-emulated"), only the weight is too, and the others are float32. Views of larger tensors are read
+    and updated in place.
     """
 
     weight: Tensor
@@ -121,8 +122,7 @@ def describe(
     branch = _chosen(branches, choice)
     if is_autocast(x):
         x, branch = widened(x), Branch(*(tuple(map(widened_layer, chain)) for chain in branch))
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x has dtype {x.dtype}: accepted are torch.float32 and torch.float64")
+    check_dtype(x)
     batch, channels, height, width = x.shape
     if height < 1 or width < 1 or channels < 1:
         raise ValueError(f"x has shape {list(x.shape)}: expected C, H and W of at least 1")
@@ -226,13 +226,20 @@ def _chain(
     return tuple(layers)
 
 
+def check_dtype(x: Tensor) -> None:
+    halves = (torch.float16, torch.bfloat16) if runs_cuda(x) else ()
+    if x.dtype not in (torch.float32, torch.float64, *halves):
+        accepted = names_of((torch.float32, torch.float64, *halves))
+        raise TypeError(f"x has dtype {x.dtype}: accepted are {accepted}")
+
+
 def check_norm(x: Tensor, tensors: ConvBN, where: str, training: bool, momentum: float | None) -> None:
     weight, gamma, beta, mean, var, count = tensors
     shape = weight.shape[:1]
     for field, tensor in ("gamma", gamma), ("beta", beta), ("running_mean", mean), ("running_var", var):
         if tensor is None:
             continue
-        check_tensor(tensor, f"{where}.{field}", x)
+        check_tensor(tensor, f"{where}.{field}", x, torch.float64 if x.dtype is torch.float64 else torch.float32)
         if tensor.shape != shape:
             raise ValueError(f"{where}.{field} has shape {list(tensor.shape)}: expected {list(shape)}")
     if (gamma is None) != (beta is None):
@@ -258,14 +265,19 @@ def check_norm(x: Tensor, tensors: ConvBN, where: str, training: bool, momentum:
         raise ValueError(f"{where}.num_batches_tracked is given without running_mean: expected both or neither")
 
 
-def check_tensor(tensor: Tensor, name: str, like: Tensor | None = None) -> None:
+def check_tensor(tensor: Tensor, name: str, like: Tensor | None = None, dtype: torch.dtype | None = None) -> None:
+    """Check a tensor, and that it is where x is: `like`, in its dtype unless there is another."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout is not torch.strided:
         raise ValueError(f"{name} has layout {tensor.layout}: accepted is torch.strided")
-    if like is not None and tensor.dtype != like.dtype:
-        raise TypeError(f"{name} has dtype {tensor.dtype}: expected that of x, {like.dtype}")
-    if like is not None and tensor.device != like.device:
+    if like is None:
+        return
+    expected = dtype or like.dtype
+    if tensor.dtype != expected:
+        which = "that of x, " if expected == like.dtype else f"with x in {like.dtype} "
+        raise TypeError(f"{name} has dtype {tensor.dtype}: expected {which}{expected}")
+    if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}: expected the device of x, {like.device}")
 
 

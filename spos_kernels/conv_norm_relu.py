@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import is_autocast, is_plain, resolve_backend, threads_for
+from spos_kernels.backends import CUDA, is_autocast, is_plain, resolve_backend, threads_for
 from spos_kernels.choice_block import run_block, run_links
 from spos_kernels.choice_block_reference import (
     Block,
@@ -19,6 +19,7 @@ from spos_kernels.choice_block_reference import (
     ConvBN,
     Layer,
     Link,
+    check_dtype,
     check_norm,
     check_options,
     check_tensor,
@@ -58,9 +59,9 @@ def conv_norm_relu(
         if y is not None:
             return y
     x, layer = check_arguments(x, layer, stride, padding, training, momentum, eps)
-    backend = resolve_backend(x)
+    backend = resolve_backend(x, ("cpu", *CUDA))
     kernel = layer.weight.shape[-1]
-    native = backend == "cpu" and x.shape[0] > 0 and is_plain(x)
+    native = (backend == "cpu" or (backend in CUDA and kernel == 1)) and x.shape[0] > 0 and is_plain(x)
     if not native or (kernel > 1 and x.requires_grad and torch.is_grad_enabled()):
         return _reference(x, layer, stride, padding, training, momentum, eps)
     if kernel > 1:
@@ -102,8 +103,7 @@ def check_arguments(
             raise TypeError(f"{name} = {value!r}: expected an integer")
     if is_autocast(x):
         x, layer = widened(x), widened_layer(layer)
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x has dtype {x.dtype}: accepted are torch.float32 and torch.float64")
+    check_dtype(x)
     weight = layer.weight
     check_tensor(weight, "layer.weight", x)
     square = weight.ndim == 4 and weight.shape[2] == weight.shape[3] and min(weight.shape) > 0

@@ -17,7 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spos_kernels import _C
-from spos_kernels.backends import ISA, is_autocast, is_plain, resolve_backend, threads_for
+from spos_kernels.backends import (
+    CUDA,
+    ISA,
+    float_dtypes,
+    is_autocast,
+    is_plain,
+    names_of,
+    resolve_backend,
+    threads_for,
+)
+from spos_kernels.cuda import depthwise_conv2d as cuda
 from spos_kernels.layout import as_nhwc, empty_nhwc
 from spos_kernels.library import register
 
@@ -27,20 +37,21 @@ __all__ = ["DepthwiseConv2d", "depthwise_conv2d", "depthwise_conv2d_reference"]
 def depthwise_conv2d(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int | None = None) -> Tensor:
     """Convolve every channel of `x` with its own filter. Differentiable once, in both tensors.
 
-    x: [N, C, H, W] float32 or float64. channels_last tensors and slices of their channels are read in place, other
-        layouts are copied to channels_last first. N may be 0.
+    x: [N, C, H, W] float32 or float64; on the CUDA backends float32, float16 or bfloat16, sums in float32.
+        channels_last tensors and slices of their channels are read in place, other layouts are copied to channels_last
+        first. N may be 0.
     weight: [C, 1, k, k], k = 3, 5 or 7, dtype and device of x.
     stride: 1 or 2. padding: 0 to k − 1 zeros on each side, None for k // 2.
 
     Returns [N, C, H', W'] in channels_last memory, H' = (H + 2·padding − k) // stride + 1. Under CPU autocast, bfloat16
     and float16 arguments are cast to float32, and the result is float32. The same bits come out for every number of
-    threads. float64 runs in the portable kernels, which exist to check gradients. For double backward use the backend
-    "reference".
+    threads, and of every run on a GPU. float64 runs in the portable kernels, which exist to check gradients. For double
+    backward use the backend "reference".
 
     Raises TypeError (not a tensor, dtype) or ValueError (shape, stride, padding, device), naming the argument.
     """
     x, weight, padding = _arguments(x, weight, padding)
-    backend = resolve_backend(x)
+    backend = resolve_backend(x, compiled=("cpu", *CUDA))
     if backend == "reference":
         return _reference(x, weight, stride, padding)
     if is_plain(x, weight):
@@ -104,7 +115,9 @@ def _arguments(x: Tensor, weight: Tensor, padding: int | None) -> tuple[Tensor, 
     return x, weight, weight.shape[-1] // 2 if padding is None else padding
 
 
-def _output_shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int, int]:
+def _output_shape(
+    x: Tensor, weight: Tensor, stride: int, padding: int, backend: str = "reference"
+) -> tuple[int, int, int, int]:
     """Check the arguments of a call and return the shape of its result."""
     batch, channels, height, width = x.shape
     kernel = weight.shape[-1]
@@ -125,8 +138,8 @@ def _output_shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple
             f"x has shape {list(x.shape)}: expected H and W of at least {smallest} for kernel {kernel} and padding "
             f"{padding}"
         )
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x has dtype {x.dtype}: accepted are torch.float32 and torch.float64")
+    if x.dtype not in (accepted := float_dtypes(backend)):
+        raise TypeError(f"x has dtype {x.dtype}: accepted are {names_of(accepted)}")
     if weight.dtype != x.dtype:
         raise TypeError(f"weight has dtype {weight.dtype}: expected that of x, {x.dtype}")
     if weight.device != x.device:
@@ -141,12 +154,14 @@ def _reference(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         return as_nhwc(F.conv2d(x, weight, stride=stride, padding=padding, groups=x.shape[1]))
 
 
-# The three kernels, as functions of plain tensors. `backend` has one value so far: the argument is what makes a
-# backward pass run where its forward pass ran.
+# The three kernels, as functions of plain tensors. `backend` makes a backward pass run where its forward pass ran.
 
 
 def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, backend: str) -> Tensor:
     y = _forward_fake(x, weight, stride, padding, backend)
+    if backend in CUDA:
+        cuda.forward(as_nhwc(x), weight, y, stride, padding, backend)
+        return y
     threads = threads_for(y.numel() * weight.shape[-1] ** 2)
     _C.depthwise_conv2d_forward(as_nhwc(x), weight.contiguous(), y, stride, padding, ISA, threads)
     return y
@@ -154,6 +169,9 @@ def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, backend: str)
 
 def _dgrad(dy: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int, backend: str) -> Tensor:
     dx = _dgrad_fake(dy, weight, height, width, stride, padding, backend)
+    if backend in CUDA:
+        cuda.dgrad(as_nhwc(dy), weight, dx, stride, padding, backend)
+        return dx
     threads = threads_for(dy.numel() * weight.shape[-1] ** 2)
     _C.depthwise_conv2d_dgrad(as_nhwc(dy), weight.contiguous(), dx, stride, padding, ISA, threads)
     return dx
@@ -161,13 +179,16 @@ def _dgrad(dy: Tensor, weight: Tensor, height: int, width: int, stride: int, pad
 
 def _wgrad(x: Tensor, dy: Tensor, kernel: int, stride: int, padding: int, backend: str) -> Tensor:
     dweight = _wgrad_fake(x, dy, kernel, stride, padding, backend)
+    if backend in CUDA:
+        cuda.wgrad(as_nhwc(x), as_nhwc(dy), dweight, stride, padding, False, backend)
+        return dweight
     threads = threads_for(dy.numel() * kernel**2)
     _C.depthwise_conv2d_wgrad(as_nhwc(x), as_nhwc(dy), dweight, stride, padding, ISA, threads)
     return dweight
 
 
 def _forward_fake(x: Tensor, weight: Tensor, stride: int, padding: int, backend: str) -> Tensor:
-    return empty_nhwc(_output_shape(x, weight, stride, padding), like=x)
+    return empty_nhwc(_output_shape(x, weight, stride, padding, backend), like=x)
 
 
 def _dgrad_fake(dy: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int, backend: str) -> Tensor:
@@ -189,7 +210,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "depthwise_conv2d: backend 'cpu' has no double backward (create_graph=True): use backend 'reference'"
+            f"depthwise_conv2d: backend {ctx.backend!r} has no double backward (create_graph=True): use backend "
+            "'reference'"
         )
     x, weight = ctx.saved_tensors
     needs_dx, needs_dweight = ctx.needs_input_grad[:2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spos_kernels.backends import resolve_backend
+from spos_kernels.backends import CUDA, resolve_backend
 from spos_kernels.layout import as_nhwc
 from spos_kernels.lowbit_products import (
     PLAIN,
@@ -63,10 +63,12 @@ def lowbit_conv2d(
         return run_shortcut(found, x, weight, bias, residual)
     call = _check(x, weight, x_quantizer, stride, padding, dilation, groups, bias, residual, residual_quantizer, relu,
                   out_quantizer, keep_float)  # fmt: skip
-    if resolve_backend(x) != "cpu":
+    backend = resolve_backend(x, compiled=("cpu", *CUDA))
+    if backend == "reference":
         return _shaped(run_reference(call), call.geometry)
-    results = _shaped(run(call), call.geometry)
-    remember(key, call, (x, bias, residual), results)
+    results = _shaped(run(call, backend), call.geometry)
+    if backend == "cpu":
+        remember(key, call, (x, bias, residual), results)
     return results
 
 

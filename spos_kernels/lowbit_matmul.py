@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from spos_kernels.backends import resolve_backend
+from spos_kernels.backends import CUDA, resolve_backend
 from spos_kernels.lowbit_products import (
     PLAIN,
     Call,
@@ -54,10 +54,12 @@ def lowbit_matmul(
     if key is not None and (found := weight.shortcuts.get(key)) is not None:
         return run_shortcut(found, x, weight, bias, residual)
     call = _check(x, weight, x_quantizer, bias, residual, residual_quantizer, relu, out_quantizer, keep_float)
-    if resolve_backend(x) != "cpu":
+    backend = resolve_backend(x, compiled=("cpu", *CUDA))
+    if backend == "reference":
         return _shaped(run_reference(call), x)
-    results = _shaped(run(call), x)
-    remember(key, call, (x, bias, residual), results)
+    results = _shaped(run(call, backend), x)
+    if backend == "cpu":
+        remember(key, call, (x, bias, residual), results)
     return results
 
 

@@ -18,14 +18,24 @@ Key = tuple[int | str, ...]
 
 _lock = threading.Lock()
 _plans: dict[Key, dict[str, float]] = {}
+_computed: dict[Key, str] = {}  # of the CUDA kernels, in words
 
 
 def lowbit_plans() -> dict[str, str]:
     """Return the plans made so far, in words: of each shape and pair of bit widths the method taken and the times.
 
-    Empty until operations have run that more than one method can do.
+    Empty until operations have run that more than one method can do. The CUDA kernels' plans are computed, not
+    measured: they say which instructions multiply, and how.
     """
-    return {_describe(key): _times(times) for key, times in sorted(_plans.items(), key=str)}
+    measured = {_describe(key): _times(times) for key, times in sorted(_plans.items(), key=str)}
+    return measured | {_describe(key): words for key, words in sorted(_computed.items(), key=str)}
+
+
+def record(key: Key, words: str) -> None:
+    """Keep a plan that was computed, for `lowbit_plans`."""
+    if len(_computed) >= MOST_PLANS:
+        _computed.clear()
+    _computed[key] = words
 
 
 def choose(key: Key, methods: Sequence[str], work: Callable[[int], None], *, rounds: int = 3) -> int:
@@ -62,9 +72,7 @@ def _measure(methods: Sequence[str], work: Callable[[int], None], rounds: int) -
 
 
 def _describe(key: Key) -> str:
-    batch, height, width, _, _, groups, inputs, outputs, kh, kw, sh, sw, ph, pw, dh, dw, scales, a, w, isa, threads = (
-        key
-    )
+    batch, height, width, _, _, groups, inputs, outputs, kh, kw, sh, sw, ph, pw, dh, dw, scales, a, w, *where = key
     if (batch, height, kh, kw, groups, sh, sw, ph, pw) == (1, 1, 1, 1, 1, 1, 1, 0, 0):
         what = f"matmul {width}x{inputs} by {inputs}x{outputs}"
     else:
@@ -72,7 +80,12 @@ def _describe(key: Key) -> str:
         for label, pair, plain in (("stride", (sh, sw), 1), ("padding", (ph, pw), 0), ("dilation", (dh, dw), 1)):
             what += f", {label} {pair[0]}x{pair[1]}" if pair != (plain, plain) else ""
         what += f", {groups} groups" if groups != 1 else ""
-    return f"{what}, w{w}a{a}" + (f", {scales} scales a row" if scales != 1 else "") + f", {isa}, {threads} threads"
+    return (
+        f"{what}, w{w}a{a}"
+        + (f", {scales} scales a row" if scales != 1 else "")
+        + f", {where[0]}"
+        + (f", {where[1]} threads" if len(where) > 1 else "")
+    )
 
 
 def _times(times: dict[str, float]) -> str:

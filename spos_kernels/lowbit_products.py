@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import ISA, is_plain, threads_for
+from spos_kernels.backends import CUDA, ISA, is_plain, threads_for
+from spos_kernels.cuda import lowbit as lowbit_cuda
 from spos_kernels.library import register
 from spos_kernels.lowbit_methods import Key, choose
 from spos_kernels.packing import PackedWeight, check_bits, unpack_weight_reference
@@ -100,15 +101,16 @@ class Prepared(NamedTuple):
     key: Key
 
 
-def run(call: Call) -> list[Tensor]:
-    """Run a checked call on the kernels; the results as rows of pixels."""
+def run(call: Call, backend: str) -> list[Tensor]:
+    """Run a checked call on the kernels of a backend; the results as rows of pixels."""
     weight = call.weight
     launch = launch_of(call)
     tensors = (call.x, weight.packed, weight.sums, weight.twice_zero, weight.multiplier(call.quantizer.scale),
                call.bias, call.residual)  # fmt: skip
     plain = is_plain(*[t for t in (call.x, weight.packed, call.bias, call.residual) if t is not None])
     kernel = _kernel if plain else torch.ops.spos_kernels.lowbit_products
-    return list(kernel(*tensors, launch.sizes, launch.numbers, *launch.scales, launch.relu, launch.keep))
+    return list(kernel(*tensors, launch.sizes, launch.numbers, *launch.scales, launch.relu, launch.keep, backend,
+                       weight.centred))  # fmt: skip
 
 
 def launch_of(call: Call) -> Launch:
@@ -138,17 +140,23 @@ def _kernel(
     out_scale: float | None,
     relu: bool,
     keep: bool,
+    backend: str = "cpu",
+    centred: bool = False,
 ) -> list[Tensor]:
     launch = Launch(tuple(sizes), tuple(numbers), (x_scale, residual_scale, out_scale), relu, keep)
-    how = prepared(launch, sums.shape[0])
-    y_sums, y, codes = _results(x, how.rows, how.columns, multiplier is not None, out_scale is not None, keep)
-    tensors = (x, packed, sums, twice_zero, multiplier, bias, residual, y_sums, y, codes)
+    rows, columns = _rows_and_columns(launch.sizes)
+    results = _results(x, rows, columns, multiplier is not None, out_scale is not None, keep)
+    tensors = (x, packed, sums, twice_zero, multiplier, bias, residual, *results)
+    if backend in CUDA:
+        lowbit_cuda.run(backend, tensors, launch.sizes, launch.numbers, launch.scales, relu, centred)
+    else:
+        how = prepared(launch, sums.shape[0])
 
-    def work(method: int) -> None:
-        _C.lowbit_conv2d(*tensors, launch.sizes, launch.numbers, launch.scales, relu, method, ISA, how.threads)
+        def work(method: int) -> None:
+            _C.lowbit_conv2d(*tensors, launch.sizes, launch.numbers, launch.scales, relu, method, ISA, how.threads)
 
-    work(choose(how.key, how.methods, work))
-    return [t for t in (y_sums, y, codes) if t is not None]
+        work(choose(how.key, how.methods, work))
+    return [t for t in results if t is not None]
 
 
 def _fake(
@@ -166,10 +174,17 @@ def _fake(
     out_scale: float | None,
     relu: bool,
     keep: bool,
+    backend: str = "cpu",
+    centred: bool = False,
 ) -> list[Tensor]:
-    rows, columns = sizes[0] * sizes[3] * sizes[4], sizes[5] * sizes[7]
+    rows, columns = _rows_and_columns(sizes)
     results = _results(x, rows, columns, multiplier is not None, out_scale is not None, keep)
     return [t for t in results if t is not None]
+
+
+def _rows_and_columns(sizes: Sequence[int]) -> tuple[int, int]:
+    batch, _, _, out_height, out_width, groups, _, outputs = sizes[:8]
+    return batch * out_height * out_width, groups * outputs
 
 
 def _results(
@@ -185,7 +200,8 @@ def _results(
 register(
     "lowbit_products",
     "(Tensor x, Tensor packed, Tensor sums, Tensor twice_zero, Tensor? multiplier, Tensor? bias, Tensor? residual, "
-    "SymInt[] sizes, int[] numbers, float? x_scale, float? residual_scale, float? out_scale, bool relu, bool keep)",
+    "SymInt[] sizes, int[] numbers, float? x_scale, float? residual_scale, float? out_scale, bool relu, bool keep, "
+    "str backend='cpu', bool centred=False)",
     _kernel,
     _fake,
     "Tensor[]",
@@ -200,8 +216,8 @@ def prepared(launch: Launch, scale_groups: int) -> Prepared:
 
 @lru_cache(maxsize=4096)
 def _prepare(sizes: tuple[int, ...], x_bits: int, w_bits: int, scale_groups: int, threads: int) -> Prepared:
-    batch, _, _, out_height, out_width, groups, inputs, outputs, kernel_height, kernel_width = sizes[:10]
-    rows, columns = batch * out_height * out_width, groups * outputs
+    inputs, _, kernel_height, kernel_width = sizes[6:10]
+    rows, columns = _rows_and_columns(sizes)
     threads = min(threads, threads_for(rows * columns * inputs * kernel_height * kernel_width // 4))
     methods = methods_of(sizes, scale_groups, w_bits, x_bits)
     return Prepared(rows, columns, methods, threads, (*sizes, scale_groups, x_bits, w_bits, ISA.name, threads))

@@ -39,6 +39,7 @@ class PackedWeight:
     twice_zero: Tensor
     scale: Tensor | None
     doubled: bool = field(init=False)  # a zero is an odd multiple of ½: sums are kept twice
+    centred: bool = field(init=False)  # all zeros are 2^(bits − 1): codes less that are the integers meant
     _multipliers: dict[float, Tensor] = field(init=False, default_factory=dict, repr=False)
     shortcuts: dict[object, Any] = field(init=False, default_factory=dict, repr=False)  # see lowbit_shortcuts
 
@@ -58,6 +59,7 @@ class PackedWeight:
             if part is not None or name != "scale":
                 _check_part(name, part, dtype, (groups, self.shape[0]))
         object.__setattr__(self, "doubled", bool((self.twice_zero & 1).any()))
+        object.__setattr__(self, "centred", bool((self.twice_zero == 1 << self.bits).all()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeight, (self.packed, self.bits, self.shape, self.sums, self.twice_zero, self.scale)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spos_kernels.backends import is_autocast
+from spos_kernels.backends import float_dtypes, is_autocast, names_of
 
 
 def conv2d_arguments(
@@ -84,15 +84,17 @@ def output_shape(
     return batch, outputs, (height + 2 * padding - kernel) // stride + 1, (width + 2 * padding - kernel) // stride + 1
 
 
-def check_tensors(x: Tensor, other: Tensor, name: str = "weight") -> None:
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x has dtype {x.dtype}: accepted are torch.float32 and torch.float64")
+def check_tensors(x: Tensor, other: Tensor, backend: str, name: str = "weight") -> None:
+    if x.dtype not in (accepted := float_dtypes(backend)):
+        raise TypeError(f"x has dtype {x.dtype}: accepted are {names_of(accepted)}")
     if other.dtype != x.dtype:
         raise TypeError(f"{name} has dtype {other.dtype}: expected that of x, {x.dtype}")
     if other.device != x.device:
         raise ValueError(f"{name} is on {other.device}: expected the device of x, {x.device}")
 
 
-def check_single_backward(name: str) -> None:
+def check_single_backward(name: str, backend: str) -> None:
     if torch.is_grad_enabled():
-        raise RuntimeError(f"{name}: backend 'cpu' has no double backward (create_graph=True): use backend 'reference'")
+        raise RuntimeError(
+            f"{name}: backend {backend!r} has no double backward (create_graph=True): use backend 'reference'"
+        )

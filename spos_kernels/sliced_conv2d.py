@@ -7,7 +7,7 @@ kernels read that part in its place, packing it block by block as any matrix pro
 Inside a `GradientSink`, its gradient is written where it belongs and nowhere else.
 
 The paths of a call are those of depthwise_conv2d.py: an autograd.Function for eager calls, operators of torch.library
-for everything else. Depthwise slices of 3×3 and larger run in the depthwise kernels.
+for everything else. Depthwise slices of 3×3, 5×5 and 7×7 run in the depthwise kernels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import ISA, is_autocast, is_plain, resolve_backend, threads_for
+from spos_kernels.backends import CUDA, ISA, is_autocast, is_plain, resolve_backend, threads_for
+from spos_kernels.cuda import depthwise_conv2d as depthwise_cuda
+from spos_kernels.cuda import sliced_conv2d as cuda
 from spos_kernels.gradient_sink import Extent, GradientSink, active_sink, slice_of
 from spos_kernels.layout import as_nhwc, empty_nhwc, nhwc_strides
 from spos_kernels.library import register
@@ -44,8 +46,9 @@ def sliced_conv2d(
 ) -> Tensor:
     """Convolve `x` with weight[out_offset : out_offset + out_channels, in_offset : in_offset + C // groups], no bias.
 
-    x: [N, C, H, W] float32 or float64. channels_last tensors and slices of their channels are read in place, other
-        layouts are copied to channels_last first. N may be 0.
+    x: [N, C, H, W] float32 or float64; on the CUDA backends float32, float16 or bfloat16, sums in float32.
+        channels_last tensors and slices of their channels are read in place, other layouts are copied to channels_last
+        first. N may be 0.
     weight: [O, I, k, k], k = 1 to 7, dtype and device of x, of any strides, read in place.
     out_channels: a multiple of groups; None for all from out_offset. With groups == C and I == 1 (depthwise, and one
         channel that is its own group) None is C.
@@ -54,18 +57,19 @@ def sliced_conv2d(
     Returns [N, out_channels, H', W'] in channels_last memory, H' = (H + 2·padding − k) // stride + 1. Differentiable
     once, in both tensors; the gradient of weight is zero outside the slice, or goes to the `GradientSink` in force if
     that has weight. Under CPU autocast, bfloat16 and float16 arguments are cast to float32, and the result is float32.
-    The same bits come out for every number of threads. float64 runs in the portable kernels, which exist to check
-    gradients. For double backward use the backend "reference".
+    The same bits come out for every number of threads, and of every run on a GPU, where float32 operands are rounded to
+    TF32 only if torch.backends.cuda.matmul.allow_tf32 is set. float64 runs in the portable kernels, which exist to
+    check gradients. For double backward use the backend "reference".
 
     Raises TypeError (not a tensor, dtype) or ValueError (shape, slice, stride, padding, groups, device), naming the
     argument.
     """
     x, weight, outputs = conv2d_arguments(x, weight, out_channels, out_offset, groups)
     options = (outputs, out_offset, in_offset, stride, padding, groups)
-    backend = resolve_backend(x)
+    backend = resolve_backend(x, compiled=("cpu", *CUDA))
     sink = active_sink(weight)
-    if backend == "cpu" and is_plain(x, weight):
-        check_tensors(x, weight)
+    if backend != "reference" and is_plain(x, weight):
+        check_tensors(x, weight, backend)
         return _Eager.apply(x, weight, _plan(x.shape, weight.shape, *options), backend, sink)
     if sink is not None:
         output_shape(x.shape, weight.shape, *options)
@@ -99,7 +103,7 @@ def _extent(
 
 
 def _reference(x: Tensor, weight: Tensor, *options: int) -> Tensor:
-    check_tensors(x, weight)
+    check_tensors(x, weight, "reference")
     output_shape(x.shape, weight.shape, *options)
     weight = _extent(x.shape, *options).of(weight)
     *_, stride, padding, groups = options
@@ -120,42 +124,54 @@ class _Plan:
         self.slice = (self.out_offset, in_offset, self.stride, self.padding, groups)  # in the extension's order
         inputs, kernel = x_shape[1], weight_shape[3]
         self.multiply_adds = torch.Size(self.y_shape).numel() * (inputs // groups) * kernel**2
-        # The depthwise kernels have this shape: their weight is contiguous.
-        self.depthwise = groups == inputs == self.outputs and weight_shape[1] == 1 and kernel in (3, 5, 7)
+        self.depthwise = groups == inputs == self.outputs and kernel in (3, 5, 7)
+        self.depthwise_on_cpu = self.depthwise and weight_shape[1] == 1  # those kernels take contiguous weights
 
-    def rows(self, weight: Tensor) -> Tensor:
-        """Return the slice of a depthwise weight."""
-        return weight.narrow(0, self.out_offset, self.outputs)
-
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, backend: str) -> Tensor:
         """x, and dy below, has adjacent channels."""
         y = x.new_empty_strided(self.y_shape, self.y_strides)
-        threads = threads_for(self.multiply_adds)
-        if self.depthwise:
-            rows = self.rows(weight).contiguous()  # itself, but for strange layouts
-            _C.depthwise_conv2d_forward(x, rows, y, self.stride, self.padding, ISA, threads)
+        if backend in CUDA and self.depthwise:
+            depthwise_cuda.forward(x, self.extent.of(weight), y, self.stride, self.padding, backend)
+        elif backend in CUDA:
+            cuda.forward(x, weight, None, y, self.slice, backend)
+        elif self.depthwise_on_cpu:
+            rows = self.extent.of(weight).contiguous()  # itself, but for strange layouts
+            _C.depthwise_conv2d_forward(x, rows, y, self.stride, self.padding, ISA, threads_for(self.multiply_adds))
         else:
-            _C.sliced_conv2d_forward(x, weight, None, y, *self.slice, ISA, threads)
+            _C.sliced_conv2d_forward(x, weight, None, y, *self.slice, ISA, threads_for(self.multiply_adds))
         return y
 
-    def dgrad(self, dy: Tensor, weight: Tensor) -> Tensor:
+    def dgrad(self, dy: Tensor, weight: Tensor, backend: str) -> Tensor:
         dx = dy.new_empty_strided(self.x_shape, self.x_strides)
-        threads = threads_for(self.multiply_adds)
-        if self.depthwise:
-            _C.depthwise_conv2d_dgrad(dy, self.rows(weight).contiguous(), dx, self.stride, self.padding, ISA, threads)
+        if backend in CUDA and self.depthwise:
+            depthwise_cuda.dgrad(dy, self.extent.of(weight), dx, self.stride, self.padding, backend)
+        elif backend in CUDA:
+            cuda.dgrad(dy, weight, dx, self.slice, backend)
+        elif self.depthwise_on_cpu:
+            rows = self.extent.of(weight).contiguous()
+            _C.depthwise_conv2d_dgrad(dy, rows, dx, self.stride, self.padding, ISA, threads_for(self.multiply_adds))
         else:
-            _C.sliced_conv2d_dgrad(dy, weight, dx, *self.slice, ISA, threads)
+            _C.sliced_conv2d_dgrad(dy, weight, dx, *self.slice, ISA, threads_for(self.multiply_adds))
         return dx
 
-    def wgrad(self, x: Tensor, dy: Tensor, dweight: Tensor, accumulate: bool) -> None:
+    def wgrad(self, x: Tensor, dy: Tensor, dweight: Tensor, accumulate: bool, backend: str) -> None:
         """Write the slice's gradient into its place in `dweight`, or add it there; touch nothing else."""
-        threads = threads_for(self.multiply_adds)
-        if not self.depthwise:
+        if backend in CUDA and self.depthwise:
+            rows = self.extent.of(dweight)
+            depthwise_cuda.wgrad(x, dy, rows, self.stride, self.padding, accumulate, backend)
+        elif backend in CUDA:
+            cuda.wgrad(x, dy, dweight, self.slice, accumulate, backend)
+        elif self.depthwise_on_cpu:
+            self._depthwise_wgrad(x, dy, self.extent.of(dweight), accumulate)
+        else:
+            threads = threads_for(self.multiply_adds)
             _C.sliced_conv2d_wgrad(x, dy, dweight, *self.slice, accumulate, ISA, threads)
-            return
-        rows = self.rows(dweight)
+
+    def _depthwise_wgrad(self, x: Tensor, dy: Tensor, rows: Tensor, accumulate: bool) -> None:
+        """On the CPU the depthwise kernel overwrites a contiguous gradient."""
         direct = not accumulate and rows.is_contiguous()
         gradient = rows if direct else torch.empty_like(rows, memory_format=torch.contiguous_format)
+        threads = threads_for(self.multiply_adds)
         _C.depthwise_conv2d_wgrad(x, dy, gradient, self.stride, self.padding, ISA, threads)
         if not direct:
             _ = rows.add_(gradient) if accumulate else rows.copy_(gradient)
@@ -164,32 +180,34 @@ class _Plan:
 _plan = lru_cache(maxsize=4096, typed=True)(_Plan)
 
 
-# The three kernels as functions of plain tensors, for torch.library. `backend` has one value so far: the argument is
-# what makes a backward pass run where its forward pass ran. options: those of sliced_conv2d.
+# The three kernels as functions of plain tensors, for torch.library. `backend` makes a backward pass run where its
+# forward pass ran. options: those of sliced_conv2d.
 
 
 def _forward(x: Tensor, weight: Tensor, *options_and_backend: Any) -> Tensor:
-    check_tensors(x, weight)
-    return _plan(x.shape, weight.shape, *options_and_backend[:-1]).forward(as_nhwc(x), weight)
+    *options, backend = options_and_backend
+    check_tensors(x, weight, backend)
+    return _plan(x.shape, weight.shape, *options).forward(as_nhwc(x), weight, backend)
 
 
 def _dgrad(dy: Tensor, weight: Tensor, x_shape: Sequence[int], *options_and_backend: Any) -> Tensor:
-    plan = _plan(torch.Size(x_shape), weight.shape, *options_and_backend[:-1])
-    return plan.dgrad(as_nhwc(dy), weight)
+    *options, backend = options_and_backend
+    return _plan(torch.Size(x_shape), weight.shape, *options).dgrad(as_nhwc(dy), weight, backend)
 
 
 def _wgrad(
     x: Tensor, dy: Tensor, weight_shape: Sequence[int], channels_last: bool, *options_and_backend: Any
 ) -> Tensor:
     dweight = _wgrad_fake(x, dy, weight_shape, channels_last).zero_()
-    plan = _plan(x.shape, torch.Size(weight_shape), *options_and_backend[:-1])
-    plan.wgrad(as_nhwc(x), as_nhwc(dy), dweight, False)
+    *options, backend = options_and_backend
+    _plan(x.shape, torch.Size(weight_shape), *options).wgrad(as_nhwc(x), as_nhwc(dy), dweight, False, backend)
     return dweight
 
 
 def _forward_fake(x: Tensor, weight: Tensor, *options_and_backend: Any) -> Tensor:
-    check_tensors(x, weight)
-    return empty_nhwc(output_shape(x.shape, weight.shape, *options_and_backend[:-1]), like=x)
+    *options, backend = options_and_backend
+    check_tensors(x, weight, backend)
+    return empty_nhwc(output_shape(x.shape, weight.shape, *options), like=x)
 
 
 def _dgrad_fake(dy: Tensor, weight: Tensor, x_shape: Sequence[int], *_: Any) -> Tensor:
@@ -216,7 +234,7 @@ def _is_channels_last(weight: Tensor) -> bool:
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    check_single_backward("sliced_conv2d")
+    check_single_backward("sliced_conv2d", ctx.options_and_backend[-1])
     x, weight = ctx.saved_tensors
     dx, dweight = _gradients_by_operators(
         x, weight, dy, ctx.needs_input_grad, ctx.x_shape, ctx.weight_shape, ctx.channels_last, ctx.options_and_backend
@@ -255,11 +273,11 @@ class _Eager(torch.autograd.Function):
         if sink is not None:
             ctx.parameter = weight
         ctx.channels_last = _is_channels_last(weight)
-        return plan.forward(x, weight)
+        return plan.forward(x, weight, backend)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        check_single_backward("sliced_conv2d")
+        check_single_backward("sliced_conv2d", ctx.backend)
         x, weight = ctx.saved_tensors
         needs_dx, needs_dweight = ctx.needs_input_grad[:2]
         plan, sink = ctx.plan, ctx.sink
@@ -279,14 +297,14 @@ class _Eager(torch.autograd.Function):
                 dweight = None
             return dx, dweight, None, None, None
         dy = as_nhwc(dy)
-        dx = plan.dgrad(dy, weight) if needs_dx else None
+        dx = plan.dgrad(dy, weight, ctx.backend) if needs_dx else None
         dweight = None
         if needs_dweight and sink is not None:
             buffer, add = sink.reserve(ctx.parameter, plan.extent)
-            plan.wgrad(x, dy, buffer, add)
+            plan.wgrad(x, dy, buffer, add, ctx.backend)
         elif needs_dweight:
             dweight = _wgrad_fake(x, dy, plan.weight_shape, ctx.channels_last).zero_()
-            plan.wgrad(x, dy, dweight, False)
+            plan.wgrad(x, dy, dweight, False, ctx.backend)
         return dx, dweight, None, None, None
 
 

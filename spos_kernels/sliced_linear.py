@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import ISA, is_autocast, is_plain, resolve_backend, threads_for
+from spos_kernels.backends import CUDA, ISA, is_autocast, is_plain, resolve_backend, threads_for
+from spos_kernels.cuda import sliced_conv2d as cuda
 from spos_kernels.gradient_sink import Extent, GradientSink, active_sink, slice_of
 from spos_kernels.library import register
 from spos_kernels.sliced_arguments import check_integer, check_single_backward, check_tensors
@@ -34,21 +35,23 @@ def sliced_linear(
 ) -> Tensor:
     """Apply weight[out_offset : out_offset + out_features, in_offset : in_offset + I] and the same rows of bias to `x`.
 
-    x: [..., I] float32 or float64, I at least 1. weight: [O, J] of any strides, read in place. bias: [O] or None. All
-    of the dtype and device of x. out_features: None for all rows from out_offset.
+    x: [..., I] float32 or float64, on the CUDA backends float32, float16 or bfloat16; I at least 1. weight: [O, J] of
+    any strides, read in place. bias: [O] or None. All of the dtype and device of x. out_features: None for all rows
+    from out_offset.
 
     Returns [..., out_features]. Differentiable once, in all tensors; gradients of weight and bias are zero outside the
-    slice, or go to the `GradientSink` in force if that has them. Autocast, threads, float64 and double backward are as
-    in `sliced_conv2d`.
+    slice, or go to the `GradientSink` in force if that has them. Autocast, TF32, threads, float64 and double backward
+    are as in `sliced_conv2d`.
 
     Raises TypeError (not a tensor, dtype) or ValueError (shape, slice, device), naming the argument.
     """
     x, weight, bias, outputs = _arguments(x, weight, bias, out_features, out_offset)
     _check(x, weight, bias, outputs, out_offset, in_offset)
-    backend = resolve_backend(x)
+    backend = resolve_backend(x, compiled=("cpu", *CUDA))
+    _check_tensors(x, weight, bias, backend)
     plain = is_plain(x, weight, *(() if bias is None else (bias,)))
     weight_sink, bias_sink = active_sink(weight), None if bias is None else active_sink(bias)
-    if (weight_sink or bias_sink) and not (plain and backend == "cpu"):
+    if (weight_sink or bias_sink) and (not plain or backend == "reference"):
         weight = slice_of(weight, _extent(x, outputs, out_offset, in_offset))
         bias = None if bias is None else slice_of(bias, Extent(out_offset, out_offset + outputs, 0, 1))
         out_offset = in_offset = 0
@@ -74,6 +77,7 @@ def sliced_linear_reference(
     """`sliced_linear` in plain PyTorch: same arguments, result and errors, on every device, differentiable twice."""
     x, weight, bias, outputs = _arguments(x, weight, bias, out_features, out_offset)
     _check(x, weight, bias, outputs, out_offset, in_offset)
+    _check_tensors(x, weight, bias, "reference")
     return _reference(x, weight, bias, outputs, out_offset, in_offset)
 
 
@@ -124,9 +128,12 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, out_off
         )
     if bias is not None and bias.shape[0] != rows:
         raise ValueError(f"bias has shape {list(bias.shape)}: expected [{rows}], one for each row of weight")
-    check_tensors(x, weight)
+
+
+def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> None:
+    check_tensors(x, weight, backend)
     if bias is not None:
-        check_tensors(x, bias, "bias")
+        check_tensors(x, bias, backend, "bias")
 
 
 def _extent(x: Tensor, outputs: int, out_offset: int, in_offset: int) -> Extent:
@@ -152,30 +159,45 @@ def _as_rows(x: Tensor) -> Tensor:
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, out_offset: int, in_offset: int, backend: str
 ) -> Tensor:
-    y = x.new_empty((x.shape[0], outputs))
-    threads = threads_for(y.numel() * x.shape[1])
-    bias = None if bias is None else bias.contiguous()
-    _C.sliced_conv2d_forward(_as_rows(x), weight, bias, y, out_offset, in_offset, 1, 0, 1, ISA, threads)
+    x, bias = _as_rows(x), None if bias is None else bias.contiguous()
+    y, options = x.new_empty((x.shape[0], outputs)), _options(out_offset, in_offset)
+    if backend in CUDA:
+        cuda.forward(x, weight, bias, y, options, backend)
+    else:
+        _C.sliced_conv2d_forward(x, weight, bias, y, *options, ISA, threads_for(y.numel() * x.shape[1]))
     return y
 
 
 def _dgrad(dy: Tensor, weight: Tensor, inputs: int, out_offset: int, in_offset: int, backend: str) -> Tensor:
-    dx = dy.new_empty((dy.shape[0], inputs))
-    threads = threads_for(dy.numel() * inputs)
-    _C.sliced_conv2d_dgrad(_as_rows(dy), weight, dx, out_offset, in_offset, 1, 0, 1, ISA, threads)
+    dy = _as_rows(dy)
+    dx, options = dy.new_empty((dy.shape[0], inputs)), _options(out_offset, in_offset)
+    if backend in CUDA:
+        cuda.dgrad(dy, weight, dx, options, backend)
+    else:
+        _C.sliced_conv2d_dgrad(dy, weight, dx, *options, ISA, threads_for(dy.numel() * inputs))
     return dx
 
 
 def _wgrad(x: Tensor, dy: Tensor, rows: int, columns: int, out_offset: int, in_offset: int, backend: str) -> Tensor:
     dweight = x.new_zeros((rows, columns))
-    _wgrad_into(dweight, False, x, dy, out_offset, in_offset)
+    _wgrad_into(dweight, False, x, dy, out_offset, in_offset, backend)
     return dweight
 
 
-def _wgrad_into(dweight: Tensor, accumulate: bool, x: Tensor, dy: Tensor, out_offset: int, in_offset: int) -> None:
-    threads = threads_for(dy.numel() * x.shape[1])
-    x, dy = _as_rows(x), _as_rows(dy)
-    _C.sliced_conv2d_wgrad(x, dy, dweight, out_offset, in_offset, 1, 0, 1, accumulate, ISA, threads)
+def _wgrad_into(
+    dweight: Tensor, accumulate: bool, x: Tensor, dy: Tensor, out_offset: int, in_offset: int, backend: str
+) -> None:
+    x, dy, options = _as_rows(x), _as_rows(dy), _options(out_offset, in_offset)
+    if backend in CUDA:
+        cuda.wgrad(x, dy, dweight, options, accumulate, backend)
+    else:
+        threads = threads_for(dy.numel() * x.shape[1])
+        _C.sliced_conv2d_wgrad(x, dy, dweight, *options, accumulate, ISA, threads)
+
+
+def _options(out_offset: int, in_offset: int) -> tuple[int, int, int, int, int]:
+    """Those of a 1×1 convolution."""
+    return out_offset, in_offset, 1, 0, 1
 
 
 def _forward_fake(
@@ -218,7 +240,7 @@ def _dbias(ctx: Any, dy: Tensor) -> Tensor:
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    check_single_backward("sliced_linear")
+    check_single_backward("sliced_linear", ctx.backend)
     x, weight = ctx.saved_tensors
     needs_dx, needs_dweight, needs_dbias = ctx.needs_input_grad[:3]
     dx = _dx(ctx, dy, weight) if needs_dx else None
@@ -250,7 +272,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        check_single_backward("sliced_linear")
+        check_single_backward("sliced_linear", ctx.backend)
         x, weight = ctx.saved_tensors
         needs_dx, needs_dweight, needs_dbias = ctx.needs_input_grad[:3]
         dy = _as_rows(dy)
@@ -260,7 +282,7 @@ class _Eager(torch.autograd.Function):
             dweight = _dweight(ctx, x, dy)
         elif needs_dweight:
             buffer, add = ctx.weight_sink.reserve(ctx.weight, _extent(x, ctx.outputs, ctx.out_offset, ctx.in_offset))
-            _wgrad_into(buffer, add, x, dy, ctx.out_offset, ctx.in_offset)
+            _wgrad_into(buffer, add, x, dy, ctx.out_offset, ctx.in_offset, ctx.backend)
         if needs_dbias and ctx.bias_sink is None:
             dbias = _dbias(ctx, dy)
         elif needs_dbias:

@@ -91,6 +91,21 @@ __device__ __forceinline__ void load_some(const T* from, int count, bool aligned
 #pragma unroll
     for (int i = 0; i < vector_of<T>; ++i) to[i] = i < count ? to_float(from[i]) : 0.0f;
 }
+// Every other element, from the first (parity 0) or the second on: `count` exist of either kind.
+template <int parity, typename T>
+__device__ __forceinline__ void load_alternate(const T* from, int count, bool aligned, float (&to)[vector_of<T>]) {
+    constexpr int n = vector_of<T>;
+    if (aligned && count >= n) {
+        float both[2][n];
+        load_vector(from, both[0]);
+        load_vector(from + n, both[1]);
+#pragma unroll
+        for (int i = 0; i < n; ++i) to[i] = both[2 * i / n][2 * i % n + parity];
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < n; ++i) to[i] = i < count ? to_float(from[2 * i + parity]) : 0.0f;
+}
 template <typename T>
 __device__ __forceinline__ void store_some(T* to, int count, bool aligned, const float (&from)[vector_of<T>]) {
     if (aligned && count >= vector_of<T>) return store_vector(to, from);

@@ -133,7 +133,7 @@ struct FfmaSums {
     template <bool, bool>
     __device__ __forceinline__ void multiply(const uint4* a, const uint4* b, int thread) {
         const int row = thread / 16 * 8, column = thread % 16 * 4;
-#pragma unroll
+#pragma unroll 4  // the loads of four steps are on their way at a time: more would take the registers of the sums
         for (int k = 0; k < 16; ++k) {
             const float4 low = reinterpret_cast<const float4*>(a)[ffma_place(row, k) / 4];
             const float4 high = reinterpret_cast<const float4*>(a)[ffma_place(row + 4, k) / 4];

@@ -60,7 +60,7 @@ void Emulator::access(uintptr_t address, size_t size, Access access, bool aligne
                                 access == Access::read ? Instruction::global_load : Instruction::global_store, address,
                                 size);
     }
-    if (options.count && access == Access::atomic) counting.add(Instruction::atomic);
+    if (options.count && access == Access::atomic) counting.add_atomic(address, !shared.contains(address));
 }
 
 void Emulator::check_shared(Thread& thread, uintptr_t address, size_t size, Access access, uintptr_t pc) {
@@ -199,9 +199,11 @@ void Emulator::start_copy(char* to, const char* from, int bytes, int source_byte
         check_shared(thread, target, width, Access::write, pc);
         for (uintptr_t i = 0; i < width; ++i) *shared.states(target + i) = SharedMemory::pending;
     }
-    if (options.count)
+    if (options.count) {
         counting.add_access(thread.warp->number, thread.lane, pc, Instruction::cp_async, source,
                             static_cast<size_t>(source_bytes));
+        counting.add_access(thread.warp->number, thread.lane, pc, Counting::copy_target, target, width);
+    }
     thread.copies.push_back({to, from, bytes, source_bytes, thread.groups + 1, pc});
 }
 

@@ -170,6 +170,7 @@ EMULATED_MMA(mma_m16n8k8_tf32, tf32, float)
 EMULATED_MMA(mma_m16n8k32_s8, s8, int32_t)
 EMULATED_MMA(mma_m16n8k32_u8s8, u8s8, int32_t)
 EMULATED_MMA(mma_m16n8k64_s4, s4, int32_t)
+EMULATED_MMA(mma_m16n8k64_u4s4, u4s4, int32_t)
 EMULATED_MMA(mma_m16n8k256_b1, b1, int32_t)
 #undef EMULATED_MMA
 

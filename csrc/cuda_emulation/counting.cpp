@@ -23,7 +23,9 @@ uint64_t passes(std::vector<uintptr_t> words) {
 
 void Counting::add_access(uint32_t warp, uint32_t lane, uintptr_t pc, Instruction kind, uintptr_t address,
                           size_t size) {
-    Site& site = sites_[warp].try_emplace(pc, Site{kind, {}, {}}).first->second;
+    // A cp.async is met twice at one place: its other side has a key of its own, inside of the call instruction.
+    const uintptr_t key = kind == copy_target ? pc - 1 : pc;
+    Site& site = sites_[warp].try_emplace(key, Site{kind, {}, {}}).first->second;
     const uint32_t execution = site.executed[lane]++;
     while (site.accesses.size() <= execution) site.accesses.emplace_back();
     Access& access = site.accesses[execution];
@@ -44,17 +46,17 @@ void Counting::add_ldmatrix(const uintptr_t* rows, int matrices) {
 }
 
 void Counting::evaluate(Instruction kind, const Access& access) {
-    add(kind);
+    if (kind != copy_target) add(kind);
     const auto pieces = [&](uint32_t first, uint32_t lanes, uintptr_t bytes) {
         std::vector<uintptr_t> touched;
         for (uint32_t lane = first; lane < first + lanes; ++lane) {
-            if (!(access.lanes >> lane & 1)) continue;
+            if (!(access.lanes >> lane & 1) || access.size[lane] == 0) continue;
             const uintptr_t end = access.address[lane] + access.size[lane];
             for (uintptr_t piece = access.address[lane] / bytes; piece * bytes < end; ++piece) touched.push_back(piece);
         }
         return touched;
     };
-    if (kind == Instruction::shared_load || kind == Instruction::shared_store) {
+    if (kind == Instruction::shared_load || kind == Instruction::shared_store || kind == copy_target) {
         // 8 bytes go half a warp at a time, 16 bytes a quarter.
         const uint32_t size = access.size[__builtin_ctz(access.lanes)];
         const uint32_t together = size <= 4 ? 32 : size <= 8 ? 16 : 8;
@@ -64,7 +66,35 @@ void Counting::evaluate(Instruction kind, const Access& access) {
     }
     for (uint32_t lane = 0; lane < 32; ++lane)
         if (access.lanes >> lane & 1) counters_.global_bytes += access.size[lane];
-    counters_.global_sectors += distinct(pieces(0, 32, 32)).size();
+    const std::vector<uintptr_t> sectors = distinct(pieces(0, 32, 32));
+    counters_.global_sectors += sectors.size();
+    for (const uintptr_t sector : sectors) touch(sector, kind == Instruction::global_store);
+}
+
+void Counting::touch(uintptr_t sector, bool writes) {
+    if (writes)
+        counters_.sectors_written += written_.insert(sector).second;
+    else if (written_.count(sector) == 0)
+        counters_.sectors_read += read_.insert(sector).second;
+}
+
+void Counting::add_atomic(uintptr_t address, bool global) {
+    add(Instruction::atomic);
+    if (!global) return;
+    touch(address / 32, false);
+    touch(address / 32, true);
+}
+
+void Counting::start_launch() { before_ = counters_; }
+
+Counters Counting::end_launch() const {
+    Counters difference = counters_;
+    for (size_t i = 0; i < difference.instructions.size(); ++i) difference.instructions[i] -= before_.instructions[i];
+    for (const auto member :
+         {&Counters::shared_wavefronts, &Counters::ldmatrix_wavefronts, &Counters::global_bytes,
+          &Counters::global_sectors, &Counters::sectors_read, &Counters::sectors_written, &Counters::launches})
+        difference.*member -= before_.*member;
+    return difference;
 }
 
 void Counting::flush(uint32_t warp) {
@@ -74,6 +104,9 @@ void Counting::flush(uint32_t warp) {
     sites_[warp].clear();
 }
 
-Counters Counting::take() { return std::exchange(counters_, {}); }
+Counters Counting::take() {
+    before_ = {};
+    return std::exchange(counters_, {});
+}
 
 }  // namespace cuda_emulation

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <deque>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "cuda_emulation/emulator.h"
@@ -15,9 +16,16 @@ namespace cuda_emulation {
 
 class Counting {
   public:
-    void start_block(size_t warps) { sites_.assign(warps, {}); }
     void add_launch() { ++counters_.launches; }
+    void start_launch();
+    void start_block(size_t warps) { sites_.assign(warps, {}); }
+    // What this launch did.
+    Counters end_launch() const;
+    void forget_sectors() { read_.clear(), written_.clear(); }
+    void add_atomic(uintptr_t address, bool global);
     void add(Instruction kind) { ++counters_.instructions[static_cast<size_t>(kind)]; }
+    // The side of a cp.async that is in shared memory: passes over the banks, but no instruction.
+    static constexpr Instruction copy_target = Instruction::how_many;
     // One lane's part of a load, a store or a cp.async, `size` bytes of it.
     void add_access(uint32_t warp, uint32_t lane, uintptr_t pc, Instruction kind, uintptr_t address, size_t size);
     void add_ldmatrix(const uintptr_t* rows, int matrices);
@@ -37,8 +45,10 @@ class Counting {
         std::deque<Access> accesses;
     };
     void evaluate(Instruction kind, const Access& access);
+    void touch(uintptr_t sector, bool writes);
 
-    Counters counters_;
+    Counters counters_, before_;                              // before_: this launch
+    std::unordered_set<uintptr_t> read_, written_;            // sectors
     std::vector<std::unordered_map<uintptr_t, Site>> sites_;  // of each warp, by return address
 };
 

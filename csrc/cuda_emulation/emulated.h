@@ -17,6 +17,7 @@
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(bytes) alignas(bytes)
 
 // The array's address depends on the block, so it is asked for: `name##_site` stands for the declaration (for each
@@ -78,7 +79,7 @@ enum class Atomic {
     bit_xor,
     add_float
 };
-enum class Product { f16, bf16, tf32, s8, u8s8, s4, b1 };
+enum class Product { f16, bf16, tf32, s8, u8s8, s4, u4s4, b1 };
 
 // `line` is the caller's, so that threads that wait at two barriers are told from threads that wait at one.
 int block_barrier(Barrier kind, int predicate, int line);
@@ -141,6 +142,17 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
     return cuda_emulation::launch(
         {reinterpret_cast<const void*>(kernel), run, &call, sizeof call, cuda_emulation::hooks_present}, grid, block,
         shared_bytes);
+}
+
+// What a block can have at most: that of the architecture that the kernels are compiled as.
+inline size_t most_shared_bytes() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+    return size_t{227} * 1024;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+    return size_t{163} * 1024;
+#else
+    return size_t{99} * 1024;
+#endif
 }
 
 }  // namespace device

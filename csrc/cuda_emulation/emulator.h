@@ -66,22 +66,35 @@ enum class Instruction {
     mma_s8,
     mma_u8s8,
     mma_s4,
+    mma_u4s4,
     mma_b1,
     how_many,
 };
 struct Counters {
     // Instructions as warps issue them; atomics one for each thread. Loads and stores only of checked kernels.
     std::array<uint64_t, static_cast<size_t>(Instruction::how_many)> instructions{};
-    // Passes over the 32 banks that loads, stores and ldmatrix need: as many as instructions without a bank conflict
-    // at 4 bytes, twice and four times as many at 8 and 16 bytes and for x2 and x4.
+    // Passes over the 32 banks that loads, stores, ldmatrix and the writes of cp.async need: as many as instructions
+    // without a bank conflict at 4 bytes, twice and four times as many at 8 and 16 bytes and for x2 and x4.
     uint64_t shared_wavefronts = 0;
     uint64_t ldmatrix_wavefronts = 0;  // of these, the part of ldmatrix
     uint64_t global_bytes = 0;         // asked for by threads, cp.async included
     uint64_t global_sectors = 0;       // of 32 bytes, counted once for each instruction of a warp
-    uint64_t launches = 0;             // counted always
+    // Different sectors that are read of which nothing was read or written before, and different ones that are written,
+    // each once since take_launches(): what has to come from memory and to go there, however large the caches are.
+    uint64_t sectors_read = 0, sectors_written = 0;
+    uint64_t launches = 0;  // counted always
     uint64_t operator[](Instruction kind) const { return instructions[static_cast<size_t>(kind)]; }
 };
 Counters take_counters();
+
+// What one launch did, noted while Options::count is on.
+struct Launch {
+    std::string kernel;
+    uint3 grid, block;
+    uint64_t shared_bytes;  // dynamic
+    Counters counters;      // of this launch alone
+};
+std::vector<Launch> take_launches();
 
 // Memory that kernels may access as global memory, for as long as this object lives. Needed for checked kernels only.
 class GlobalMemory {

@@ -136,6 +136,15 @@ void cp_async_wait(int groups) {
 void configure(const Options& options) { emulator().options = options; }
 std::vector<Report> take_reports() { return emulator().reporter.take(); }
 Counters take_counters() { return emulator().counting.take(); }
+std::vector<Launch> take_launches() {
+    std::vector<Launch> launches;
+    for (const CountedLaunch& each : emulator().launched)
+        launches.push_back({emulator().reporter.name_of(each.kernel), each.grid, each.block, each.shared_bytes,
+                            each.counters});
+    emulator().launched.clear();
+    emulator().counting.forget_sectors();
+    return launches;
+}
 
 GlobalMemory::GlobalMemory(const void* data, size_t bytes, const char* name, Use use) : data_(data) {
     emulator().registry.add(reinterpret_cast<uintptr_t>(data), bytes, name, use == Use::read_only);

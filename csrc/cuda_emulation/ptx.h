@@ -33,6 +33,14 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
     return cudaGetLastError();
 }
 
+// What a block can have at most, static and dynamic, on the current device.
+inline size_t most_shared_bytes() {
+    int device = 0, bytes = 0;
+    const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                       cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess;
+    return known ? static_cast<size_t>(bytes) : size_t{48} * 1024;
+}
+
 }  // namespace device
 
 namespace ptx {
@@ -126,6 +134,7 @@ PTX_MMA(mma_m16n8k32_s8, "m16n8k32.row.col.s32.s8.s8.s32", int32_t, "r")
 PTX_MMA(mma_m16n8k32_u8s8, "m16n8k32.row.col.s32.u8.s8.s32", int32_t, "r")
 // Instructions of their own on sm_80 to sm_89 only; the compiler emulates s4 from sm_90 on, b1 from sm_100 on.
 PTX_MMA(mma_m16n8k64_s4, "m16n8k64.row.col.s32.s4.s4.s32", int32_t, "r")
+PTX_MMA(mma_m16n8k64_u4s4, "m16n8k64.row.col.s32.u4.s4.s32", int32_t, "r")
 PTX_MMA(mma_m16n8k256_b1, "m16n8k256.row.col.s32.b1.b1.s32.and.popc", int32_t, "r")
 #undef PTX_MMA
 

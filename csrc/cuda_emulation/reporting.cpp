@@ -141,6 +141,12 @@ Place Reporter::place_of(Site site) const {
     return place;
 }
 
+std::string Reporter::name_of(const void* kernel) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(kernel);
+    look_up({address});
+    return places_[address].function;
+}
+
 std::vector<Report> Reporter::take() {
     std::set<uintptr_t> addresses;
     for (const Found& found : found_) {

@@ -31,6 +31,7 @@ class Reporter {
     void add(Kind kind, const void* kernel, uint3 block, uint3 thread, Site site, std::string text, Site other);
     // Starts addr2line for addresses it has not met, so not inside of a launch.
     std::vector<Report> take();
+    std::string name_of(const void* kernel);
 
   private:
     struct Found {

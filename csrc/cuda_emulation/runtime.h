@@ -62,6 +62,13 @@ struct Warp {
 
 enum class Access { read, write, atomic };
 
+struct CountedLaunch {
+    const void* kernel;
+    uint3 grid, block;
+    uint64_t shared_bytes;
+    Counters counters;
+};
+
 class Emulator {
   public:
     cudaError_t launch(const Kernel& kernel, dim3 grid, dim3 block, size_t shared_bytes);
@@ -83,6 +90,7 @@ class Emulator {
     Registry registry;
     Reporter reporter;
     Counting counting;
+    std::vector<CountedLaunch> launched;  // since they were asked for
     SharedMemory shared;
 
     Kernel kernel;

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <numeric>
 
+#include "cuda_emulation/recording.h"
 #include "cuda_emulation/runtime.h"
 
 namespace cuda_emulation {
@@ -46,7 +47,9 @@ std::string unfit(dim3 grid, dim3 block, size_t shared_bytes) {
 
 cudaError_t launch(const Kernel& kernel, dim3 grid, dim3 block, size_t shared_bytes) {
     const std::lock_guard<std::mutex> lock(device_mutex());
-    return emulator().launch(kernel, grid, block, shared_bytes);
+    const cudaError_t error = emulator().launch(kernel, grid, block, shared_bytes);
+    if (error == cudaSuccess) record(kernel, grid, block, shared_bytes);
+    return error;
 }
 
 cudaError_t Emulator::launch(const Kernel& what, dim3 grid_extents, dim3 block_extents, size_t shared_bytes) {
@@ -67,6 +70,7 @@ cudaError_t Emulator::launch(const Kernel& what, dim3 grid_extents, dim3 block_e
     abandoned_ = false;
     ++launches_;
     counting.add_launch();
+    if (options.count) counting.start_launch();
     random_state_ = options.seed;
 
     std::vector<uint32_t> blocks_in_order(blocks);
@@ -80,6 +84,9 @@ cudaError_t Emulator::launch(const Kernel& what, dim3 grid_extents, dim3 block_e
     }
     running = nullptr;
     current = nullptr;
+    if (options.count)
+        launched.push_back({kernel.function, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes,
+                            counting.end_launch()});
     return abandoned_ ? cudaErrorLaunchFailure : cudaSuccess;
 }
 

@@ -76,6 +76,9 @@ struct S4 {
     }
     static uint32_t b(uint32_t word, int e) { return a(word, e); }
 };
+struct U4S4 : S4 {
+    static uint32_t a(uint32_t word, int e) { return word >> (4 * e) & 0xf; }
+};
 struct B1 {
     using Sum = uint32_t;
     static constexpr int elements = 32;
@@ -128,6 +131,8 @@ void multiply_matrices(Product kind, Arrival* const (&lanes)[warp_lanes]) {
             return multiply<U8S8>(lanes);
         case Product::s4:
             return multiply<S4>(lanes);
+        case Product::u4s4:
+            return multiply<U4S4>(lanes);
         case Product::b1:
             return multiply<B1>(lanes);
     }

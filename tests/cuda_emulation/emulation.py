@@ -43,6 +43,7 @@ INSTRUCTIONS = [
     "mma_s8",
     "mma_u8s8",
     "mma_s4",
+    "mma_u4s4",
     "mma_b1",
 ]
 COUNTERS = [*INSTRUCTIONS, "shared_wavefronts", "ldmatrix_wavefronts", "global_bytes", "global_sectors"]
@@ -119,6 +120,7 @@ class Emulation:
         self.calls.release_memory.argtypes = [ctypes.c_void_p]
         self.calls.configure.argtypes = [ctypes.c_uint64, ctypes.c_int]
         self.calls.take_reports.restype = ctypes.c_char_p
+        self.calls.take_launches.restype = ctypes.c_char_p
 
     @contextmanager
     def memory(self, *, read_only: tuple[str, ...] = (), **arrays: np.ndarray) -> Iterator[None]:
@@ -147,6 +149,9 @@ class Emulation:
         lines = self.calls.take_reports().decode().splitlines()
         parts = [line.split("|", 6) for line in lines]
         return [Report(kind, file, int(a), int(b), int(c), kernel, text) for kind, file, a, b, c, kernel, text in parts]
+
+    def launches(self) -> list[list[str]]:
+        return [line.split("|") for line in self.calls.take_launches().decode().splitlines()]
 
     def counters(self) -> dict[str, int]:
         numbers = (ctypes.c_uint64 * len(COUNTERS))()

@@ -44,7 +44,7 @@ def s8_b(i: int, group: int, position: int) -> tuple[int, int]:
     return (position * 4 + (i & 3) if i < 4 else position * 4 + (i & 3) + 16, group)
 
 
-def s4_a(i: int, group: int, position: int) -> tuple[int, int]:  # .m16n8k64, .s4
+def s4_a(i: int, group: int, position: int) -> tuple[int, int]:  # .m16n8k64, .u4 and .s4
     row = group if 0 <= i < 8 or 16 <= i < 24 else group + 8
     return (row, position * 8 + (i & 7) if i < 16 else position * 8 + (i & 7) + 32)
 
@@ -77,6 +77,7 @@ SHAPES = {
     "m16n8k32_s8": Shape(32, 8, s8_a, s8_b),
     "m16n8k32_u8s8": Shape(32, 8, s8_a, s8_b),
     "m16n8k64_s4": Shape(64, 4, s4_a, s4_b),
+    "m16n8k64_u4s4": Shape(64, 4, s4_a, s4_b),
     "m16n8k256_b1": Shape(256, 1, b1_a, b1_b),
 }
 

@@ -57,6 +57,19 @@ def test_ldmatrix_conflicts(emulated: Emulation, count: int, pitch: int, passes:
     assert counters["ldmatrix_wavefronts"] == count * passes
 
 
+def test_sectors_of_each_launch(emulated: Emulation) -> None:
+    """One counter and a store for each step: what was touched before counts no more, until launches are taken."""
+    counter, arrivals = aligned(1, np.int32), aligned(3 * 64 * 20, np.int32)
+    emulated.configure(count=True)
+    emulated.launches()
+    for _ in range(2):
+        for _ in range(2):
+            assert emulated.run("arrivals", 3, 64, counter, arrivals) == 0
+        first, second = [numbers for _, *numbers in emulated.launches()]
+        assert first == ["3", "64", "0", "1", str(1 + arrivals.nbytes // 32)]
+        assert second == ["3", "64", "0", "0", "0"]
+
+
 def operands() -> list[np.ndarray]:
     """Memory for a warp's registers of A, B, C and D, 16 bytes a lane at most."""
     return [aligned(32 * size, np.uint8) for size in (16, 8, 16, 16)]
@@ -75,6 +88,7 @@ def test_tensor_core_instructions_are_counted(emulated: Emulation) -> None:
         "mma_s8": 1,
         "mma_u8s8": 0,
         "mma_s4": 0,
+        "mma_u4s4": 0,
         "mma_b1": 1,
     }
 

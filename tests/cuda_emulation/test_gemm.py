@@ -29,6 +29,7 @@ def test_product(either: Emulation, swizzled: int, seed: int) -> None:
 def test_counters(emulated: Emulation, swizzled: int, passes: int) -> None:
     a, b, c = operands()
     emulated.configure(count=True)
+    emulated.launches()
     assert emulated.run("gemm", swizzled, M, N, K, a, b, c) == 0
     counters = emulated.counters()
     blocks, steps = M // 64 * (N // 64), K // 64
@@ -40,3 +41,8 @@ def test_counters(emulated: Emulation, swizzled: int, passes: int) -> None:
     assert counters["global_store"] == blocks * 4 * 16
     assert counters["global_bytes"] == blocks * steps * 2 * 64 * 64 + c.nbytes
     assert counters["global_sectors"] == counters["global_bytes"] // 32
+    assert counters["shared_wavefronts"] == counters["ldmatrix_wavefronts"] + 4 * counters["cp_async"]
+    kernel, *numbers = emulated.launches()[0]
+    assert f"gemm<{'true' if swizzled else 'false'}>" in kernel
+    assert numbers == [*map(str, (N // 64, 128, 0, (a.nbytes + b.nbytes) // 32, c.nbytes // 32))]
+    assert emulated.launches() == []

@@ -39,6 +39,7 @@ def test_wrappers_are_their_instructions() -> None:
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32",
         "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32",
         "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32",
+        "mma.sync.aligned.m16n8k64.row.col.s32.u4.s4.s32",
         "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc",
         *(f"ldmatrix.sync.aligned.m8n8.x{count}.shared.b16" for count in (1, 2, 4)),
         *(f"ldmatrix.sync.aligned.m8n8.x{count}.trans.shared.b16" for count in (1, 2, 4)),

@@ -188,7 +188,7 @@ def _by_torch(inputs: Inputs, case: Case, order: Tensor, nhwc: bool) -> Results:
     return results | {name: results[name][back] for name in ("y", "dx")}
 
 
-def _size(name: str, exact: Results) -> float:
+def size_of(name: str, exact: Results) -> float:
     """The norm that a result's rounding error is measured by: the result's own, unless its terms cancel by design."""
     layer, _, field = name.rpartition(".")
     norm = float(exact[name].norm())
@@ -220,7 +220,7 @@ def assert_accurate(results: Results, case: Case) -> None:
         assert result.dtype == torch.float32 and torch.isfinite(result).all(), f"{name} is not finite: {case}"
         error = float((result.double() - right).norm())
         by_torch = max(float((other[name].double() - right).norm()) for other in others)
-        bound = 2 * by_torch + 4 * torch.finfo(torch.float32).eps * _size(name, exact)
+        bound = 2 * by_torch + 4 * torch.finfo(torch.float32).eps * size_of(name, exact)
         if error > bound:
             problems.append(f"{name}: error {error:.2e}, bound {bound:.2e}")
     assert not problems, f"{case}: " + "; ".join(problems)

@@ -118,14 +118,20 @@ class Guarded:
     matters; changed NaNs (a bit pattern of their own) outside an output show a write.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, fill: Tensor | None = None) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, fill: Tensor | None = None, device: str = "cpu"
+    ) -> None:
         batch, channels, height, width = shape
-        is_float = dtype == torch.float32
-        self._as_int, self._pattern = (torch.int32, 0x7FC0BEEF) if is_float else (torch.int64, 0x7FF800000000BEEF)
+        self._as_int, self._pattern = {
+            2: (torch.int16, 0x7FBE),  # a NaN of float16 and of bfloat16
+            4: (torch.int32, 0x7FC0BEEF),
+            8: (torch.int64, 0x7FF800000000BEEF),
+        }[dtype.itemsize]
         before, after, self._margin = 3, 5, 64 + 1
         pixel = before + channels + after
         size = batch * height * width * pixel
-        self._buffer = torch.full((size + 2 * self._margin,), self._pattern, dtype=self._as_int).view(dtype)
+        self._buffer = torch.full((size + 2 * self._margin,), self._pattern, dtype=self._as_int, device=device)
+        self._buffer = self._buffer.view(dtype)
         wide = self._buffer[self._margin : self._margin + size].view(batch, height, width, pixel).permute(0, 3, 1, 2)
         self.view = wide[:, before : before + channels]
         if fill is not None:

@@ -132,9 +132,9 @@ def shapes_of(name: str, case: Case) -> tuple[tuple[int, ...], tuple[int, ...], 
     return {"forward": (x, weight, y), "dgrad": (y, weight, x), "wgrad": (x, y, weight)}[name]
 
 
-def guarded_weight(case: Case, dtype: torch.dtype, fill: Tensor | None = None) -> Tensor:
+def guarded_weight(case: Case, dtype: torch.dtype, fill: Tensor | None = None, device: str = "cpu") -> Tensor:
     """A whole weight, NaN outside the slice, and in it too unless there is a `fill`."""
-    weight = torch.full(case.weight_shape, float("nan"), dtype=dtype)
+    weight = torch.full(case.weight_shape, float("nan"), dtype=dtype, device=device)
     if case.channels_last:
         weight = weight.to(memory_format=torch.channels_last)
     if fill is not None:

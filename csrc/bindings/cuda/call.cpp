@@ -42,9 +42,18 @@ std::vector<CudaCall::Range> CudaCall::merged() const {
     return result;
 }
 
+#if defined(SPOS_CUDA_EMULATED)
+namespace {
+CudaCall* record = nullptr;
+}
+
+void CudaCall::record_in(CudaCall* call) { record = call; }
+#endif
+
 void CudaCall::run(uintptr_t stream, const std::function<int(void*)>& start) const {
 #if defined(SPOS_CUDA_EMULATED)
     using cuda_emulation::GlobalMemory;
+    if (record && record != this) record->append(*this);
     const std::vector<Range> ranges = merged();
     std::vector<std::unique_ptr<GlobalMemory>> registered;
     for (const Range& range : ranges)

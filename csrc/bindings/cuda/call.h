@@ -24,6 +24,15 @@ class CudaCall {
     CudaCall& reads(const Tensor& tensor, const char* name) { return add(tensor, name, false); }
     CudaCall& writes(const Tensor& tensor, const char* name) { return add(tensor, name, true); }
 
+#if defined(SPOS_CUDA_EMULATED)
+    // While there is a record, the memory of every call is added to it too.
+    static void record_in(CudaCall* record);
+#endif
+    CudaCall& append(const CudaCall& other) {
+        ranges_.insert(ranges_.end(), other.ranges_.begin(), other.ranges_.end());
+        return *this;
+    }
+
     // start(stream) starts kernels and returns a cudaError_t. RuntimeError where that is not cudaSuccess.
     void run(uintptr_t stream, const std::function<int(void* stream)>& start) const;
 

@@ -13,8 +13,14 @@ PYBIND11_MODULE(_cuda, module) {
     namespace py = pybind11;
     module.def("set_tensor_types", &spos::set_tensor_types, py::arg("tensor"), py::arg("parameter"),
                py::arg("exchange_capsule"));
+    spos::bind_cuda_choice_block(module);
+    spos::bind_cuda_choice_table(module);
+    spos::bind_cuda_classifier(module);
+    spos::bind_cuda_depthwise_conv2d(module);
     spos::bind_cuda_fake_quantize(module);
+    spos::bind_cuda_lowbit(module);
     spos::bind_cuda_sgd(module);
+    spos::bind_cuda_sliced_conv2d(module);
 #if defined(SPOS_CUDA_EMULATED)
     spos::bind_emulator(module);
 #endif

@@ -30,6 +30,17 @@ extern const unsigned constant_words[3];
 const unsigned constant_words[3] = {1, 2, 3};
 unsigned variable_words[3] = {1, 2, 3};
 
+// A line for each launch: kernel|grid.x|block.x|shared bytes|sectors read|sectors written. Valid until the next call.
+const char* take_launches() {
+    static std::string lines;
+    lines.clear();
+    for (const cuda_emulation::Launch& launch : cuda_emulation::take_launches())
+        lines += launch.kernel + "|" + std::to_string(launch.grid.x) + "|" + std::to_string(launch.block.x) + "|" +
+                 std::to_string(launch.shared_bytes) + "|" + std::to_string(launch.counters.sectors_read) + "|" +
+                 std::to_string(launch.counters.sectors_written) + "\n";
+    return lines.c_str();
+}
+
 // The instructions in the order of their enumeration, then the four other counters.
 void take_counters(uint64_t* to) {
     const cuda_emulation::Counters counters = cuda_emulation::take_counters();

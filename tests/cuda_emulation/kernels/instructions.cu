@@ -26,6 +26,7 @@ PRODUCT_KERNEL(mma_m16n8k8_tf32, float)
 PRODUCT_KERNEL(mma_m16n8k32_s8, int32_t)
 PRODUCT_KERNEL(mma_m16n8k32_u8s8, int32_t)
 PRODUCT_KERNEL(mma_m16n8k64_s4, int32_t)
+PRODUCT_KERNEL(mma_m16n8k64_u4s4, int32_t)
 PRODUCT_KERNEL(mma_m16n8k256_b1, int32_t)
 
 // Rows of 16 bytes, `pitch` bytes apart, go to shared memory; each lane names one and gets `count` registers.
@@ -181,6 +182,7 @@ PRODUCT_CALL(mma_m16n8k8_tf32, float)
 PRODUCT_CALL(mma_m16n8k32_s8, int32_t)
 PRODUCT_CALL(mma_m16n8k32_u8s8, int32_t)
 PRODUCT_CALL(mma_m16n8k64_s4, int32_t)
+PRODUCT_CALL(mma_m16n8k64_u4s4, int32_t)
 PRODUCT_CALL(mma_m16n8k256_b1, int32_t)
 
 int run_ldmatrix(int count, int transposed, int pitch, const uint4* rows, uint32_t* out) {

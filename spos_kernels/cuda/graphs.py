@@ -1,0 +1,35 @@
+"""Launches captured once and replayed: a CUDA graph on a GPU, the emulator's recording of the launches without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from spos_kernels.cuda.modules import module_of
+
+
+def capture(run: Callable[[], None], backend: str) -> Callable[[], None]:
+    """Return what replays the launches of `run`, which this calls: once for "cuda-emulated", twice for "cuda".
+
+    All memory that `run` touches has to stay where it is, and has to be kept, as long as the result is in use.
+    """
+    if backend == "cuda-emulated":
+        recording = module_of(backend).Graph()
+        recording.start()
+        try:
+            run()
+        finally:
+            recording.stop()
+        replay: Callable[[], None] = recording.replay
+        return replay
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # modules are loaded at their first launch, which a capture may not contain
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    replayed: Callable[[], None] = graph.replay
+    return replayed
