@@ -100,7 +100,9 @@ def torch_complaint(gpu: Gpu) -> str | None:
     return None
 
 
-def complaints(gpu: Gpu | str, purpose: str, run: Run = run, torch: Callable[[Gpu], str | None] = torch_complaint) -> list[str]:
+def complaints(
+    gpu: Gpu | str, purpose: str, run: Run = run, torch: Callable[[Gpu], str | None] = torch_complaint
+) -> list[str]:
     if isinstance(gpu, str):
         return [gpu]
     found = []
@@ -120,7 +122,10 @@ def main(purpose: str) -> int:
     for each in found:
         print(f"error: {each}", file=sys.stderr)
     if found or isinstance(gpu, str):
-        print("Without a GPU: make test runs the same kernels in the emulator, make gpu-static compiles them.", file=sys.stderr)
+        print(
+            "Without a GPU: make test runs the same kernels in the emulator, make gpu-static compiles them.",
+            file=sys.stderr,
+        )
         return 1
     print(f"gpu-{purpose}: {gpu.name}, sm_{gpu.architecture}, driver {gpu.driver}, {gpu.free} MiB free")
     return 0

@@ -40,9 +40,7 @@ class Mutation:
 def _blank(source: str) -> str:
     """The source with comments, literals and preprocessor lines replaced by spaces: all offsets stay."""
     pattern = r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|^[ \t]*#(?:[^\n\\]|\\\n|\\.)*'
-    return re.sub(
-        pattern, lambda match: re.sub(r"[^\n]", " ", match[0]), source, flags=re.MULTILINE | re.DOTALL
-    )
+    return re.sub(pattern, lambda match: re.sub(r"[^\n]", " ", match[0]), source, flags=re.MULTILINE | re.DOTALL)
 
 
 def closing(text: str, start: int) -> int:

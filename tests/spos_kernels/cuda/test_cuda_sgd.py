@@ -221,7 +221,20 @@ def test_learning_rates_are_read_when_a_prepared_step_runs(backend: str) -> None
             assert_same(a, b)
 
 
-WIDTHS = [(None, 3), (4, None), (4, 3), (0, 3), (9, 0), (-2, 5), (9, 8), (100, 100), (1, 1), (7, None), (None, 7)]
+WIDTHS = [
+    (1 - 2**31, 3),
+    (None, 3),
+    (4, None),
+    (4, 3),
+    (0, 3),
+    (9, 0),
+    (-2, 5),
+    (9, 8),
+    (100, 100),
+    (1, 1),
+    (7, None),
+    (None, 7),
+]
 
 
 @each_backend
