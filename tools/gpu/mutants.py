@@ -86,11 +86,13 @@ def write(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
+MUTATED = ("csrc", "spos_kernels", "tests", "CMakeLists.txt", "pyproject.toml")
+
+
 def make_tree() -> list[Mutant]:
     """Copy what the emulated module and its tests need, with the mutants in the kernels."""
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"]
-        + ["csrc", "spos_kernels", "tests", "CMakeLists.txt", "pyproject.toml"],
+        ["git", "ls-files", "-co", "--exclude-standard", *MUTATED],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     wanted = {TREE / name for name in listed if (ROOT / name).is_file()}
