@@ -71,7 +71,8 @@ def nvcc_complaint(gpu: Gpu, run: Run = run) -> str | None:
     least = LEAST_DRIVER.get(int(release.split(".")[0]))
     if least and int(gpu.driver.split(".")[0]) < least:
         return (
-            f"driver {gpu.driver} is too old for nvcc {release}, which needs {least} or newer: update the driver, or take "
+            f"driver {gpu.driver} is too old for nvcc {release}, which needs {least} or newer: update "
+            "the driver, or take "
             "an older toolkit (CUDACXX=/path/to/nvcc)"
         )
     if targets is not None and f"compute_{gpu.architecture}" not in targets.split():
@@ -110,7 +111,8 @@ def complaints(
         found.append(f"{gpu.name} is sm_{gpu.architecture}: the kernels need sm_80 (Ampere) or newer")
     if gpu.free < MEMORY[purpose]:
         found.append(
-            f"{gpu.free} MiB of {gpu.name} are free, {MEMORY[purpose]} are needed: end what else runs there (nvidia-smi "
+            f"{gpu.free} MiB of {gpu.name} are free, {MEMORY[purpose]} are needed: end what else runs "
+            "there (nvidia-smi "
             "lists it), or choose another GPU with CUDA_VISIBLE_DEVICES"
         )
     return found + [each for each in (nvcc_complaint(gpu, run), torch(gpu)) if each]

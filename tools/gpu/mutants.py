@@ -86,10 +86,13 @@ def write(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
+MUTATED = ("csrc", "spos_kernels", "tests", "CMakeLists.txt", "pyproject.toml")
+
+
 def make_tree() -> list[Mutant]:
     """Copy what the emulated module and its tests need, with the mutants in the kernels."""
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "csrc", "spos_kernels", "tests", "CMakeLists.txt", "pyproject.toml"],
+        ["git", "ls-files", "-co", "--exclude-standard", *MUTATED],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     wanted = {TREE / name for name in listed if (ROOT / name).is_file()}
@@ -238,9 +241,12 @@ def page(
     lines = [
         "# Mutants of the CUDA kernels",
         "",
-        "Written by `make mutants`, which breaks the kernels in one place after the other and runs the tests that reach it, in",
-        "the emulator. Left out: barriers, waits, fences. Always true: conditions with an order comparison, of `if` and of",
-        "masks; never taken: those of early exits (`tools/gpu/mutations.py` has the rules). Why a mutant survives is written",
+        "Written by `make mutants`, which breaks the kernels in one place after the other and runs "
+        "the tests that reach it, in",
+        "the emulator. Left out: barriers, waits, fences. Always true: conditions with an order "
+        "comparison, of `if` and of",
+        "masks; never taken: those of early exits (`tools/gpu/mutations.py` has the rules). Why a "
+        "mutant survives is written",
         "by hand in `mutants.toml`.",
         "",
         f"**{sum(killed.values())} of {len(tried)} killed.**",
@@ -302,7 +308,7 @@ def main() -> int:
     print(f"mutants: {len(mutants)} in {len({each.file for each in mutants})} files; compiling", flush=True)
     build()
     kept = FOLDER / "results.json"
-    tests_digest = digest_of([each for each in (TREE / "tests" / "spos_kernels").rglob("*.py")])
+    tests_digest = digest_of(list((TREE / "tests" / "spos_kernels").rglob("*.py")))
     reach = baseline(digest_of([*TREE.glob("csrc/**/*.*"), *TREE.glob("spos_kernels/**/*.py")]) + tests_digest)
     known: dict[str, dict[str, str]] = json.loads(kept.read_text()) if kept.exists() else {}
     contents = {each.name: digest_of([each]) + tests_digest for each in sources()}

@@ -6,8 +6,8 @@
     mask      bool name = ... < ...; and ... < ... ? a : b: always true
 
 Only bodies of functions that are declared __device__ or __global__ count, and of these not those that are __host__ too,
-which divide the work, or constexpr, which the compiler runs. Sources are formatted by clang-format, so an order comparison has spaces around it and a
-template argument has none.
+which divide the work, or constexpr, which the compiler runs. Sources are formatted by clang-format, so an order
+comparison has spaces around it and a template argument has none.
 
 All mutants are compiled at once, each behind a number: `MUTANT(7)` is true in a process where 7 was chosen.
 """
