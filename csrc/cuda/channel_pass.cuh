@@ -245,13 +245,14 @@ __global__ void __launch_bounds__(pass_threads, Op::inputs == 2 ? 2 : 3)
         const int64_t in_last_row = last_row * plan.row_vectors + column;
         const int64_t column_end = in_last_row < vectors ? plan.rows : last_row;
         const int64_t end = first + plan.rows_of_group < column_end ? first + plan.rows_of_group : column_end;
-        const int count = row < end ? static_cast<int>((end - row + rows_at_once - 1) / rows_at_once) : 0;
+        const unsigned left = row < end ? static_cast<unsigned>(end - row) : 0;
+        const int count = static_cast<int>((left + rows_at_once - 1) / rows_at_once);
         visit_vectors(op, plan.aligned, k, (row * plan.row_vectors + column) * vector,
                       rows_at_once * plan.row_vectors * vector, count, sums);
         // The elements behind the last whole vector.
         const int64_t rows_before = last_row - first;
         if (in_last_row == vectors && rows_before >= 0 && rows_before < plan.rows_of_group &&
-            rows_before % rows_at_once == row_of_thread)
+            static_cast<unsigned>(rows_before) % rows_at_once == row_of_thread)
 #pragma unroll
             for (int i = 0; i < vector - 1; ++i)
                 if (vectors * vector + i < plan.size) visit_one(op, k[i], vectors * vector + i, sums[i]);
