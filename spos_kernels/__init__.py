@@ -26,7 +26,7 @@ from spos_kernels.packing import (
     unpack_reference,
     unpack_weight,
 )
-from spos_kernels.sgd import SGD
+from spos_kernels.sgd import SGD, StepCondition
 from spos_kernels.sliced_conv2d import sliced_conv2d, sliced_conv2d_reference
 from spos_kernels.sliced_linear import sliced_linear, sliced_linear_reference
 
@@ -45,6 +45,7 @@ __all__ = [
     "PackedNetwork",
     "PackedWeight",
     "Quantizer",
+    "StepCondition",
     "backends",
     "choice_block",
     "choice_block_chain",

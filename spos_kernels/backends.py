@@ -127,6 +127,11 @@ def runs_cuda(x: Tensor) -> bool:
     return _current.backend in CUDA or (_current.backend == "auto" and x.is_cuda and availability("cuda")[0])
 
 
+def current_backend() -> str:
+    """Return the name that the innermost `use_backend` around this call was given, or "auto"."""
+    return _current.backend
+
+
 def takes_kernels() -> bool:
     """Whether the backend in force runs a plain CPU tensor on the compiled kernels for CPUs."""
     return _current.backend in ("auto", "cpu") and not is_transformed()

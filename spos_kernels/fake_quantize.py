@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from spos_kernels import fake_quantize_kernels as kernels
-from spos_kernels.backends import is_plain, resolve_backend
-from spos_kernels.fake_quantize_reference import Call, check_arguments, codes_reference, reference
+from spos_kernels.backends import CUDA, is_plain, resolve_backend
+from spos_kernels.fake_quantize_reference import Call, check_arguments, check_dtypes, codes_reference, reference
 from spos_kernels.library import register
 
 __all__ = ["fake_quantize", "fake_quantize_reference", "quantize", "quantize_reference"]
@@ -39,10 +39,10 @@ def fake_quantize(
 ) -> Tensor:
     """Round `x` to the values that `bits` bits can name. Differentiable once, in `x` and `learned`.
 
-    x: float32 or float64, any shape. Dense tensors (contiguous, channels_last, any other order of dimensions) are read
-        in place, others are copied.
+    x: float32 or float64, any shape; float32, float16 or bfloat16 on the CUDA kernels. Dense tensors (contiguous,
+        channels_last, any other order of dimensions) are read in place, others are copied.
     bits: 1 to 8. signed: codes from −2^(bits−1) to 2^(bits−1) − 1 instead of 0 to 2^bits − 1, "lsq" only.
-    method, and what is `learned` there, in the dtype of x:
+    method, and what is `learned` there, in the dtype of x (or float32, on the CUDA kernels):
         "dorefa", for weights: None. dx = dy (1 − tanh² x) / max|tanh x|, the maximum taken as a constant. Where all
             of x is zero (or below the normal numbers), r is 1/2 and dx 0.
         "pact", for activations: the clip α > 0. dx = dy where 0 < x < α, else 0; dα = Σ dy where x ≥ α.
@@ -59,13 +59,15 @@ def fake_quantize(
     kernels. For double backward use the backend "reference".
 
     Raises TypeError or ValueError, naming the argument; ValueError also for a learned value that is not a finite number
-    above 0 and for a zero point that is no code.
+    above 0 and for a zero point that is no code, except on the CUDA kernels: to look at values there would be to wait
+    for the GPU. They compute with what they find.
     """
     call = check_arguments(x, bits, method, learned, signed, zero_point, axis)
-    backend = resolve_backend(call.x)
+    backend = resolve_backend(call.x, ("cpu", *CUDA))
     if backend == "reference":
         return reference(call)
-    plain, scale = _is_plain(call), _scale(call)
+    check_dtypes(call, backend)
+    plain, scale = _is_plain(call), _scale(call, backend)
     apply: Any
     if not plain:
         apply = torch.ops.spos_kernels.fake_quantize
@@ -91,10 +93,11 @@ def quantize(
     uint8, or int8 where signed, in the shape and memory layout of x. NaN gets the lowest code.
     """
     call = check_arguments(x, bits, method, learned, signed, zero_point, axis)
-    backend = resolve_backend(call.x)
+    backend = resolve_backend(call.x, ("cpu", *CUDA))
     if backend == "reference":
         return codes_reference(call)
-    plain, scale = _is_plain(call), _scale(call)
+    check_dtypes(call, backend)
+    plain, scale = _is_plain(call), _scale(call, backend)
     apply = kernels.codes if plain else torch.ops.spos_kernels.quantize
     return apply(call.x.detach(), scale.detach(), call.zero_point, *call.quantizer, backend)
 
@@ -131,12 +134,12 @@ def _is_plain(call: Call) -> bool:
     return is_plain(*(t for t in (call.x, call.learned, call.zero_point) if t is not None))
 
 
-def _scale(call: Call) -> Tensor:
+def _scale(call: Call, backend: str) -> Tensor:
     """What the kernels call scale: the learned tensor, or dorefa's maximum."""
     if call.learned is not None:
         return call.learned
     maximum = kernels.maximum if is_plain(call.x) else torch.ops.spos_kernels.fake_quantize_maximum
-    return maximum(call.x.detach(), call.quantizer.axis)
+    return maximum(call.x.detach(), call.quantizer.axis, backend)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -145,12 +148,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    *quantizer, backend = ctx.options
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "fake_quantize: backend 'cpu' has no double backward (create_graph=True): use backend 'reference'"
+            f"fake_quantize: backend {backend!r} has no double backward (create_graph=True): use backend 'reference'"
         )
     x, scale, zero_point = ctx.saved_tensors
-    *quantizer, backend = ctx.options
     needs_dx, needs_dscale = ctx.needs_input_grad[:2]
     plain = is_plain(*(t for t in (dy, x, scale, zero_point) if t is not None))
     backward: Any = kernels.backward if plain else torch.ops.spos_kernels.fake_quantize_backward
@@ -181,5 +184,5 @@ register(
     kernels.backward_fake,
     "(Tensor, Tensor)",
 )
-register("fake_quantize_maximum", "(Tensor x, int? axis)", kernels.maximum, kernels.maximum_fake)
+register("fake_quantize_maximum", "(Tensor x, int? axis, str backend)", kernels.maximum, kernels.maximum_fake)
 torch.library.register_autograd("spos_kernels::fake_quantize", _gradients, setup_context=_save)

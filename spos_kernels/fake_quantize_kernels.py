@@ -2,7 +2,7 @@
 
 To a kernel a tensor is its memory: channels of `inner` adjacent elements, over and over, whatever the order of the
 dimensions. `scale` is the learned tensor, or what dorefa divides by: max|tanh x|, which `maximum` computes. `backend`
-has one value so far: the argument is what makes a backward pass run where its forward pass ran.
+is "cpu", "cuda" or "cuda-emulated": the argument is what makes a backward pass run where its forward pass ran.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import ISA, threads_for
+from spos_kernels.backends import CUDA, ISA, threads_for
+from spos_kernels.cuda import fake_quantize as cuda
 from spos_kernels.fake_quantize_reference import Quantizer
 
 
@@ -29,10 +30,12 @@ def forward(
 ) -> Tensor:
     y = torch.empty_like(x)
     if x.numel():
-        x = laid_out_like(x, y)
-        scale, zero_point = _read(scale, x), _read(zero_point, x)
-        options = _options(x, Quantizer(bits, method, signed, axis))
-        _C.fake_quantize_forward(_flat(x), scale, zero_point, _flat(y), *options)
+        x, quantizer = laid_out_like(x, y), Quantizer(bits, method, signed, axis)
+        if backend in CUDA:
+            cuda.forward(_flat(x), scale, zero_point, _flat(y), quantizer, _runs(x, axis), backend)
+        else:
+            scale, zero_point = _read(scale, x), _read(zero_point, x)
+            _C.fake_quantize_forward(_flat(x), scale, zero_point, _flat(y), *_options(x, quantizer))
     return y
 
 
@@ -54,8 +57,11 @@ def codes(
     codes = torch.empty_like(x, dtype=quantizer.codes)
     if x.numel():
         x = laid_out_like(x, codes)
-        scale, zero_point = _read(scale, x), _read(zero_point, x)
-        _C.fake_quantize_codes(_flat(x), scale, zero_point, _flat(codes), *_options(x, quantizer))
+        if backend in CUDA:
+            cuda.codes(_flat(x), scale, zero_point, _flat(codes), quantizer, _runs(x, axis), backend)
+        else:
+            scale, zero_point = _read(scale, x), _read(zero_point, x)
+            _C.fake_quantize_codes(_flat(x), scale, zero_point, _flat(codes), *_options(x, quantizer))
     return codes
 
 
@@ -85,9 +91,12 @@ def backward(
     x = laid_out_like(x, dx) if needs_dx else _dense(x)
     dy = laid_out_like(dy, x)
     outputs = _flat(dx) if needs_dx else None, dscale if needs_dscale else None
-    scale, zero_point = _read(scale, x), _read(zero_point, x)
-    options = _options(x, Quantizer(bits, method, signed, axis))
-    _C.fake_quantize_backward(_flat(dy), _flat(x), scale, zero_point, *outputs, *options)
+    quantizer = Quantizer(bits, method, signed, axis)
+    if backend in CUDA:
+        cuda.backward(_flat(dy), _flat(x), scale, zero_point, *outputs, quantizer, _runs(x, axis), backend)
+    else:
+        scale, zero_point = _read(scale, x), _read(zero_point, x)
+        _C.fake_quantize_backward(_flat(dy), _flat(x), scale, zero_point, *outputs, *_options(x, quantizer))
     return dx, dscale
 
 
@@ -105,21 +114,24 @@ def backward_fake(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     dx = torch.empty_like(x) if needs_dx else x.new_empty(0)
-    return dx, x.new_empty(scale.shape if needs_dscale else 0)
+    return dx, scale.new_empty(scale.shape if needs_dscale else 0)
 
 
-def maximum(x: Tensor, axis: int | None) -> Tensor:
-    """max|tanh x|, [1] or [C] along `axis`. Of no elements: 0."""
-    result = maximum_fake(x, axis)
+def maximum(x: Tensor, axis: int | None, backend: str) -> Tensor:
+    """max|tanh x|, [1] or [C] along `axis`, float32 on the backends of CUDA. Of no elements: 0."""
+    result = maximum_fake(x, axis, backend)
     if not x.numel():
         return result.zero_()
     x = _dense(x)
-    _C.fake_quantize_maximum(_flat(x), result, *_options(x, Quantizer(8, "dorefa", False, axis)))
+    if backend in CUDA:
+        cuda.maximum(_flat(x), result, _runs(x, axis), backend)
+    else:
+        _C.fake_quantize_maximum(_flat(x), result, *_options(x, Quantizer(8, "dorefa", False, axis)))
     return result
 
 
-def maximum_fake(x: Tensor, axis: int | None) -> Tensor:
-    return x.new_empty(1 if axis is None else x.shape[axis])
+def maximum_fake(x: Tensor, axis: int | None, backend: str) -> Tensor:
+    return x.new_empty(1 if axis is None else x.shape[axis], dtype=torch.float32 if backend in CUDA else x.dtype)
 
 
 def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
@@ -148,11 +160,13 @@ def _read(values: Any, x: Tensor) -> Any:
 _METHODS = {name: getattr(_C.QuantizeMethod, name) for name in ("dorefa", "pact", "lsq")}
 
 
+def _runs(x: Tensor, axis: int | None) -> tuple[int, int]:
+    """Return the channels and how many adjacent elements each has at a time, for a dense `x`."""
+    return (x.shape[axis], x.stride(axis)) if axis is not None and x.shape[axis] > 1 else (1, x.numel())
+
+
 def _options(x: Tensor, quantizer: Quantizer) -> tuple[Any, ...]:
     """What the extension takes behind the tensors, for a dense `x`."""
     bits, method, signed, axis = quantizer
-    channels, inner = 1, x.numel()
-    if axis is not None and x.shape[axis] > 1:
-        channels, inner = x.shape[axis], x.stride(axis)
     # An element costs about as much as 16 multiply-adds of a convolution: it comes from memory.
-    return _METHODS[method], bits, signed, channels, inner, ISA, threads_for(16 * x.numel())
+    return _METHODS[method], bits, signed, *_runs(x, axis), ISA, threads_for(16 * x.numel())

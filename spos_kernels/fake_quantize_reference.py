@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spos_kernels.backends import is_autocast, is_plain, is_transformed
+from spos_kernels.backends import CUDA, float_dtypes, is_autocast, is_plain, is_transformed, names_of
 
 METHODS = ("dorefa", "pact", "lsq")
 
@@ -59,7 +59,7 @@ def check_arguments(
     zero_point: int | Tensor | None,
     axis: int | None,
 ) -> Call:
-    """Resolve autocast and negative axes, and check everything except the values of tensors."""
+    """Resolve autocast and negative axes, and check everything except dtypes of floats and the values of tensors."""
     _check_tensor(x, "x")
     if isinstance(bits, bool) or not isinstance(bits, int):
         raise TypeError(f"bits = {bits!r}: expected an integer from 1 to 8")
@@ -87,17 +87,24 @@ def check_arguments(
         _check_shape(learned, "learned", x, axis)
     if is_autocast(x):
         x, learned = widened(x), None if learned is None else widened(learned)
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x has dtype {x.dtype}: accepted are torch.float32 and torch.float64")
-    if learned is not None and learned.dtype != x.dtype:
-        raise TypeError(f"learned has dtype {learned.dtype}: expected that of x, {x.dtype}")
     return Call(x, learned, _zero_point(zero_point, x, quantizer), quantizer)
+
+
+def check_dtypes(call: Call, backend: str) -> None:
+    """TypeError for dtypes that `backend` does not take."""
+    x, learned = call.x, call.learned
+    if x.dtype not in float_dtypes(backend):
+        raise TypeError(f"x has dtype {x.dtype}: accepted are {names_of(float_dtypes(backend))}")
+    if learned is None or learned.dtype == x.dtype or (backend in CUDA and learned.dtype == torch.float32):
+        return
+    alternative = " or torch.float32" if backend in CUDA else ""
+    raise TypeError(f"learned has dtype {learned.dtype}: expected that of x, {x.dtype}{alternative}")
 
 
 def check_values(call: Call) -> None:
     """ValueError for a learned value or a zero point out of range, where a call has values that can be looked at.
 
-    Under torch.compile, torch.func and dispatch modes it has not; the compiled kernels check for themselves.
+    Under torch.compile, torch.func and dispatch modes it has not; the compiled kernels for CPUs check for themselves.
     """
     for tensor in (call.learned, call.zero_point):
         if tensor is None or tensor.is_meta or not is_plain(tensor) or is_transformed():
@@ -114,6 +121,7 @@ def check_values(call: Call) -> None:
 
 def reference(call: Call) -> Tensor:
     """The fake-quantized tensor, differentiable in x and learned."""
+    check_dtypes(call, "reference")
     check_values(call)
     with torch.autocast(call.x.device.type, enabled=False):
         x, quantizer = call.x, call.quantizer
@@ -131,6 +139,7 @@ def reference(call: Call) -> Tensor:
 
 def codes_reference(call: Call) -> Tensor:
     """The integer codes of `reference`. NaN becomes the lowest one."""
+    check_dtypes(call, "reference")
     check_values(call)
     call = call._replace(x=call.x.detach(), learned=None if call.learned is None else call.learned.detach())
     with torch.autocast(call.x.device.type, enabled=False):

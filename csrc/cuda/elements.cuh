@@ -45,20 +45,35 @@ __device__ __forceinline__ unsigned pack2(float low, float high) {
 template <typename T>
 constexpr int vector_of = 16 / static_cast<int>(sizeof(T));
 
-// 16 bytes at an aligned address.
-__device__ __forceinline__ void load_vector(const float* from, float (&to)[4]) {
-    const float4 value = *reinterpret_cast<const float4*>(from);
-    to[0] = value.x, to[1] = value.y, to[2] = value.z, to[3] = value.w;
-}
+// A vector of elements of type T as their values.
 template <typename T>
-__device__ __forceinline__ void load_vector(const T* from, float (&to)[8]) {
-    const uint4 value = *reinterpret_cast<const uint4*>(from);
-    const unsigned words[4] = {value.x, value.y, value.z, value.w};
+__device__ __forceinline__ void unpack(uint4 vector, float (&to)[vector_of<T>]) {
+    const unsigned words[4] = {vector.x, vector.y, vector.z, vector.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        to[2 * i] = float_of_bits16(T{}, words[i] & 0xffff);
-        to[2 * i + 1] = float_of_bits16(T{}, words[i] >> 16);
+        if constexpr (vector_of<T> == 4) {
+            to[i] = __uint_as_float(words[i]);
+        } else {
+            to[2 * i] = float_of_bits16(T{}, words[i] & 0xffff);
+            to[2 * i + 1] = float_of_bits16(T{}, words[i] >> 16);
+        }
     }
+}
+
+// 16 bytes at an aligned address.
+template <typename T>
+__device__ __forceinline__ void load_vector(const T* from, float (&to)[vector_of<T>]) {
+    unpack<T>(*reinterpret_cast<const uint4*>(from), to);
+}
+// 16 bytes, element by element.
+__device__ __forceinline__ uint4 load_unaligned(const float* from) {
+    return make_uint4(__float_as_uint(from[0]), __float_as_uint(from[1]), __float_as_uint(from[2]),
+                      __float_as_uint(from[3]));
+}
+template <typename T>
+__device__ __forceinline__ uint4 load_unaligned(const T* from) {
+    const auto pair = [&](int i) { return bits16(from[i]) | bits16(from[i + 1]) << 16; };
+    return make_uint4(pair(0), pair(2), pair(4), pair(6));
 }
 __device__ __forceinline__ void store_vector(float* to, const float (&from)[4]) {
     *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
@@ -101,7 +116,7 @@ __device__ __forceinline__ void store_some(T* to, int count, bool aligned, const
 
 // Calls function(a value of the element's type).
 template <typename Function>
-int with_element(Element element, const Function& function) {
+auto with_element(Element element, const Function& function) {
     switch (element) {
         case Element::float16:
             return function(__half{});

@@ -1,4 +1,5 @@
-// From sums of products to results: exact in integers up to float(S), then one rounding a step, in the reference's order.
+// From sums of products to results: exact in integers up to float(S), then one rounding a step, in the reference's
+// order.
 //
 //     S = m * acc + sum(x) * factor + offset       acc = sum(x * (c - half)), half 0 where codes are not centred
 //         factor = m * half - zero, offset = -x_zero * (m * sum(c) - k * zero)
@@ -14,10 +15,12 @@ namespace spos::cuda {
 // Do results for 4 adjacent columns lie in aligned vectors, wherever something is read or written for them?
 inline bool lowbit_vectors(const LowbitConv2d& call) {
     const LowbitResult& to = call.result;
-    const auto aligned = [](const void* pointer, int bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; };
+    const auto aligned = [](const void* pointer, int bytes) {
+        return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+    };
     const auto bytes = [](Element element) { return element == Element::float32 ? 16 : 8; };
-    return call.outputs % 4 == 0 && aligned(to.sums, 16) && aligned(to.y, bytes(to.y_element)) && aligned(to.codes, 4) &&
-           aligned(to.residual, bytes(to.residual_element)) && aligned(to.residual_codes, 4);
+    return call.outputs % 4 == 0 && aligned(to.sums, 16) && aligned(to.y, bytes(to.y_element)) &&
+           aligned(to.codes, 4) && aligned(to.residual, bytes(to.residual_element)) && aligned(to.residual_codes, 4);
 }
 
 // Could S leave 32 bits? With zeros anywhere from 0 to 2^w_bits.
@@ -40,8 +43,9 @@ __device__ __forceinline__ ColumnTerms column_terms(const LowbitConv2d& call, in
     const int times = weight.doubled ? 2 : 1, zero = weight.doubled ? weight.twice_zero[at] : weight.twice_zero[at] / 2;
     ColumnTerms terms;
     terms.factor = times * half - zero;
-    terms.offset =
-        call.x.zero ? -static_cast<int64_t>(call.x.zero) * (static_cast<int64_t>(times) * weight.sums[at] - k * zero) : 0;
+    terms.offset = call.x.zero
+                       ? -static_cast<int64_t>(call.x.zero) * (static_cast<int64_t>(times) * weight.sums[at] - k * zero)
+                       : 0;
     terms.multiplier = weight.multiplier ? weight.multiplier[at] : 0.0f;
     return terms;
 }

@@ -4,20 +4,22 @@
 //           16 bytes: 16 bytes, 32 nibbles or 128 bits; each tap starts a new chunk. A step is 4 chunks. Products that
 //           need more than one sum of steps go over k in segments: a pair of bit planes each, or a group of scales.
 // Method    A block of four warps computes a tile of 128 x 128 or 64 x 64, a warp a quarter of it. Codes of x come by
-//           cp.async through four buffers, zeros where there is nothing; chunk j of a row of 64 bytes is stored at place
-//           j ^ (row / 2 % 4), so that ldmatrix meets no bank twice. Packed weights are read to registers one step ahead
-//           of where they are unpacked, that is two ahead of their use, and unpacked into the other of two buffers while
-//           the current one is multiplied: one barrier a step.
+//           cp.async through four buffers, zeros where there is nothing; chunk j of a row of 64 bytes is stored at
+//           place j ^ (row / 2 % 4), so that ldmatrix meets no bank twice. Packed weights are read to registers one
+//           step ahead of where they are unpacked, that is two ahead of their use, and unpacked into the other of two
+//           buffers while the current one is multiplied: one barrier a step.
 // Clocks    Of a step of the large tile on an A100: tensor cores 512 (2048 multiply-adds of s8 a clock and SM), shared
 //           memory 256 for ldmatrix (64 x 64 a warp: 16 rows of fragments for 32 mma) and 128 for filling both buffers.
-// Bytes     x once for each column of tiles and tap (L2 serves taps and neighbours), packed weights once for each row of
+// Bytes     x once for each column of tiles and tap (L2 serves taps and neighbours), packed weights once for each row
+// of
 //           tiles, results once.
 // Sums      acc in 32 bits, which the caller's limit on k keeps exact. The sum of x over each row, which zeros need, is
 //           made of the fragments by dp4a or popc on the integer pipe. With bit planes, acc = 2 * acc at each lower
 //           power: no accumulator of its own for each pair of planes.
 // Splits    Where tiles are too few for the GPU, several blocks share a tile's steps: each leaves its integers in the
 //           workspace, the last one to finish adds them up. Integers: the same result in any order.
-// Sources   PTX ISA, "Matrix Fragments for mma.m16n8k32, k64, k256"; bit-serial sums: Cowan et al. 2020 (CGO), "Automatic
+// Sources   PTX ISA, "Matrix Fragments for mma.m16n8k32, k64, k256"; bit-serial sums: Cowan et al. 2020 (CGO),
+// "Automatic
 //           generation of high-performance quantized machine learning kernels".
 #pragma once
 
@@ -94,7 +96,8 @@ __device__ __forceinline__ void multiply_add(int32_t (&sum)[4], const uint32_t (
 // The sum of the codes in a word.
 template <LowbitBody body>
 __device__ __forceinline__ int32_t add_codes(int32_t sum, uint32_t word) {
-    if constexpr (body == LowbitBody::s8) return static_cast<int32_t>(__dp4a(word, 0x01010101u, static_cast<uint32_t>(sum)));
+    if constexpr (body == LowbitBody::s8)
+        return static_cast<int32_t>(__dp4a(word, 0x01010101u, static_cast<uint32_t>(sum)));
     if constexpr (body == LowbitBody::s4)
         return static_cast<int32_t>(
             __dp4a((word & 0x0f0f0f0fu) + (word >> 4 & 0x0f0f0f0fu), 0x01010101u, static_cast<uint32_t>(sum)));
@@ -131,7 +134,7 @@ template <int warp_tile>
 struct LowbitTile {
     static constexpr int size = 2 * warp_tile, threads = 128;
     static constexpr int stages = size == 128 ? 3 : 4;  // two blocks' buffers fit 100 KB
-    static constexpr int slots = size / 32;  // chunks of an operand that a thread brings in a step
+    static constexpr int slots = size / 32;             // chunks of an operand that a thread brings in a step
     static constexpr int operand_bytes = size * 64;
     static constexpr int row_fragments = warp_tile / 16, column_fragments = warp_tile / 8;
     // A warp's results go 16 rows at a time to where other warps have none: rows start in banks 8 apart.
@@ -249,7 +252,8 @@ struct LowbitBlock {
     __device__ __forceinline__ void load_weight() {
         const LowbitWeight& weight = p.call.weight;
         const PackedBytes all{weight.packed, weight.packed + p.call.columns() * weight.row_bytes};
-        const int tap = weight_at.tap_row * p.x.map.kernel.width + weight_at.tap_column + (scaled ? weight_at.segment : 0);
+        const int tap =
+            weight_at.tap_row * p.x.map.kernel.width + weight_at.tap_column + (scaled ? weight_at.segment : 0);
         const uint32_t code = static_cast<uint32_t>(tap) * static_cast<uint32_t>(p.x.codes) +
                               static_cast<uint32_t>(weight_at.chunk * Traits::codes);
         const int column = first_column + tile_row(0);
@@ -472,7 +476,8 @@ struct LowbitBlock {
 #pragma unroll
             for (int row = lane / lanes; row < 16; row += 32 / lanes) {
                 const int pixel = first_row + warp_row + 16 * i + row;
-                const uint4 four = *reinterpret_cast<const uint4*>(words + row * Tile::result_stride + lane % lanes * 4);
+                const uint4 four =
+                    *reinterpret_cast<const uint4*>(words + row * Tile::result_stride + lane % lanes * 4);
                 const int32_t sum = static_cast<int32_t>(sums[row]);
                 if (pixel < p.pixels && count > 0)
                     write_four(int64_t{pixel} * p.call.columns() + result_column, count, four, sum, terms, bias);
@@ -500,7 +505,9 @@ struct LowbitBlock {
 };
 
 template <LowbitBody body, int warp_tile, bool scaled>
-__global__ void __launch_bounds__(128, warp_tile == 64 ? 2 : scaled ? 3 : 4) lowbit_gemm_kernel(LowbitProduct product) {
+__global__ void __launch_bounds__(128, warp_tile == 64 ? 2
+                                       : scaled        ? 3
+                                                       : 4) lowbit_gemm_kernel(LowbitProduct product) {
     if constexpr (has_instruction<body>()) {
         DYNAMIC_SHARED(uint8_t, shared);
         LowbitBlock<body, warp_tile, scaled> block(product, shared);

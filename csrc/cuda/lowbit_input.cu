@@ -127,8 +127,7 @@ __global__ void __launch_bounds__(threads) planes_kernel(LowbitInput input) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const int k = of_part * 128 + i * 32 + lane;
-        const uint32_t code =
-            input.windows ? Window(input, row, part, k).code() : pixel_code(input, row, part, k);
+        const uint32_t code = input.windows ? Window(input, row, part, k).code() : pixel_code(input, row, part, k);
         for (int plane = 0; plane < input.planes; ++plane) {
             const uint32_t word = __ballot_sync(~0u, code >> plane & 1);
             if (lane == plane * 4 + i) mine = word;

@@ -12,10 +12,10 @@ struct LowbitInput {
     CodeMaker make;  // codes of floats
     bool windows;    // rows are windows of the result's pixels, else pixels of x
     int parts;
-    int inputs;        // channels of x in a part
-    int codes;         // of a part: those channels, or a window of them
+    int inputs;  // channels of x in a part
+    int codes;   // of a part: those channels, or a window of them
     int chunks, planes;
-    int64_t rows;     // and one more, a pixel outside of the map, where `outside`
+    int64_t rows;  // and one more, a pixel outside of the map, where `outside`
     bool outside;
     uint8_t* to;
 

@@ -1,5 +1,5 @@
-// Which kernels run a low-bit convolution, and how: a plan follows from sizes, widths and the device, by arithmetic that
-// is written out here, not by measurement.
+// Which kernels run a low-bit convolution, and how: a plan follows from sizes, widths and the device, by arithmetic
+// that is written out here, not by measurement.
 #include "cuda/lowbit_gemm.cuh"
 #include "cuda/lowbit_input.cuh"
 
@@ -15,7 +15,7 @@ constexpr int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) 
 constexpr int64_t blocks_of(int64_t value, int64_t size) { return (value + size - 1) / size; }
 
 int codes_of_chunk(LowbitBody body) {
-    return body == LowbitBody::s4 ? BodyTraits<LowbitBody::s4>::codes
+    return body == LowbitBody::s4   ? BodyTraits<LowbitBody::s4>::codes
            : body == LowbitBody::b1 ? BodyTraits<LowbitBody::b1>::codes
                                     : BodyTraits<LowbitBody::s8>::codes;
 }
@@ -47,9 +47,9 @@ Layout layout_of(LowbitBody body, const LowbitConv2d& call) {
     const bool aligned = call.x.codes && reinterpret_cast<uintptr_t>(call.x.codes) % 16 == 0 &&
                          (call.x.stride % 16 == 0 || call.map.in_pixels() == 1) &&
                          (layout.parts == 1 || layout.inputs % 16 == 0);
-    layout.form = windows                                              ? LowbitForm::windows
+    layout.form = windows                                         ? LowbitForm::windows
                   : body == LowbitBody::s8 && aligned && !outside ? LowbitForm::in_place
-                                                                       : LowbitForm::pixels;
+                                                                  : LowbitForm::pixels;
     layout.codes = windows ? static_cast<int>(call.k()) : layout.inputs;
     layout.taps = windows ? 1 : call.map.taps();
     layout.chunks = static_cast<int>(blocks_of(layout.codes, codes));
@@ -128,8 +128,8 @@ LowbitPlan lowbit_plan(const LowbitConv2d& call, LowbitDevice device, LowbitWant
     plan.input_bytes = round_up(layout.input_bytes, 16);
     const bool scaled = call.weight.scale_groups > 1;
     // Large tiles read less, if there are enough of them.
-    const bool large = wanted.tile ? wanted.tile == 128
-                                   : call.outputs > 64 && tiles_of(call, 128) >= device.multiprocessors;
+    const bool large =
+        wanted.tile ? wanted.tile == 128 : call.outputs > 64 && tiles_of(call, 128) >= device.multiprocessors;
     if (large && !scaled) plan.tile = 128;
     const int64_t tiles = tiles_of(call, plan.tile);
     if (!scaled && tiles <= lowbit_counters) {
@@ -170,8 +170,15 @@ int lowbit_conv2d(const LowbitConv2d& call, const LowbitPlan& plan, void* worksp
         if (input.outside) x.outside = input.to + input.rows * input.row_bytes();
         if (input.windows) {
             const Extent one{1, 1}, none{0, 0};
-            x.map = {call.map.batch, call.map.out_height, call.map.out_width, call.map.out_height, call.map.out_width,
-                     one, one, none, one};
+            x.map = {call.map.batch,
+                     call.map.out_height,
+                     call.map.out_width,
+                     call.map.out_height,
+                     call.map.out_width,
+                     one,
+                     one,
+                     none,
+                     one};
         }
     }
     product.pixels = static_cast<int>(call.map.pixels());

@@ -1,8 +1,8 @@
 // Packed weights from memory to the operands of tensor cores: streams of bits, dense, of any alignment.
 //
-// A chunk is 16 bytes of an operand: 16 bytes, 32 nibbles or 128 bits. Its codes are read as the aligned words that hold
-// them, and come apart in registers: a funnel shift to the first bit, then fields move to their places by halves, each
-// step two operations on a word. Codes are centred on the way, c - 2^(bits - 1), which makes them signed.
+// A chunk is 16 bytes of an operand: 16 bytes, 32 nibbles or 128 bits. Its codes are read as the aligned words that
+// hold them, and come apart in registers: a funnel shift to the first bit, then fields move to their places by halves,
+// each step two operations on a word. Codes are centred on the way, c - 2^(bits - 1), which makes them signed.
 #pragma once
 
 #include "cuda/lowbit.h"
@@ -87,8 +87,7 @@ __device__ __forceinline__ uint4 unpack_fields(const uint32_t (&chunk)[most], in
     constexpr int count = 32 / field * bits;  // bits of a word of fields
     uint32_t words[4] = {};
 #pragma unroll
-    for (int i = 0; i < (4 * count + 31) / 32; ++i)
-        words[i] = __funnelshift_r(chunk[i], chunk[i + 1], shift);
+    for (int i = 0; i < (4 * count + 31) / 32; ++i) words[i] = __funnelshift_r(chunk[i], chunk[i + 1], shift);
     return make_uint4(centred<bits, field>(spread<bits, field>(window<0, count>(words))),
                       centred<bits, field>(spread<bits, field>(window<count, count>(words))),
                       centred<bits, field>(spread<bits, field>(window<2 * count, count>(words))),
@@ -112,10 +111,8 @@ __device__ __forceinline__ uint4 unpack_plane(const uint32_t (&chunk)[most], int
         if constexpr (bits == 1)
             to[i] = __funnelshift_r(chunk[i], chunk[i + 1], shift);
         else
-            to[i] =
-                every_second_bit(__funnelshift_r(chunk[2 * i], chunk[2 * i + 1], shift), plane) |
-                every_second_bit(__funnelshift_r(chunk[2 * i + 1], chunk[2 * i + 2], shift), plane)
-                    << 16;
+            to[i] = every_second_bit(__funnelshift_r(chunk[2 * i], chunk[2 * i + 1], shift), plane) |
+                    every_second_bit(__funnelshift_r(chunk[2 * i + 1], chunk[2 * i + 2], shift), plane) << 16;
     }
     return make_uint4(to[0], to[1], to[2], to[3]);
 }

@@ -139,8 +139,8 @@ Counters take_counters() { return emulator().counting.take(); }
 std::vector<Launch> take_launches() {
     std::vector<Launch> launches;
     for (const CountedLaunch& each : emulator().launched)
-        launches.push_back({emulator().reporter.name_of(each.kernel), each.grid, each.block, each.shared_bytes,
-                            each.counters});
+        launches.push_back(
+            {emulator().reporter.name_of(each.kernel), each.grid, each.block, each.shared_bytes, each.counters});
     emulator().launched.clear();
     emulator().counting.forget_sectors();
     return launches;

@@ -85,7 +85,10 @@ cudaError_t Emulator::launch(const Kernel& what, dim3 grid_extents, dim3 block_e
     running = nullptr;
     current = nullptr;
     if (options.count)
-        launched.push_back({kernel.function, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes,
+        launched.push_back({kernel.function,
+                            {grid.x, grid.y, grid.z},
+                            {block.x, block.y, block.z},
+                            shared_bytes,
                             counting.end_launch()});
     return abandoned_ ? cudaErrorLaunchFailure : cudaSuccess;
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spos_kernels import _C
 from spos_kernels import fake_quantize_kernels as kernels
-from spos_kernels.fake_quantize_reference import Call, Quantizer, check_arguments
+from spos_kernels.fake_quantize_reference import Call, Quantizer, check_arguments, lsq_factor
 
 ISAS = [isa for isa in _C.Isa.__members__.values() if _C.isa_supported(isa)]
 
@@ -84,6 +84,19 @@ CASES = [
 SMALL = [case for case in CASES if len(case.shape) < 4] + [Case((3, 17, 4, 4), 1, CHANNELS_LAST), Case((6, 9, 3, 3), 0)]
 
 
+LAYOUTS: dict[str, Any] = {
+    "nchw": lambda wide: wide[:, :20].contiguous(),
+    "nhwc": lambda wide: wide[:, :20].contiguous(memory_format=torch.channels_last),
+    "slice": lambda wide: wide.contiguous(memory_format=torch.channels_last)[:, 7:27],
+    "transposed": lambda wide: wide[:, :20].contiguous().transpose(2, 3),
+    "expanded": lambda wide: wide[:1, :20].expand(3, 20, 7, 7),
+    "every other column": lambda wide: wide[:, :20, :, ::2],
+    "one channel": lambda wide: wide[:, :1],
+    "no image": lambda wide: wide[:0, :20],
+    "no channel": lambda wide: wide[:, :0],
+}
+
+
 def arguments(case: Case, kind: Kind, bits: int, dtype: torch.dtype = torch.float32) -> Call:
     """Random inputs. Those with a step contain every code's value, ties between codes, the limits, and infinities."""
     x = torch.randn(case.shape, dtype=dtype)
@@ -114,14 +127,20 @@ def arguments(case: Case, kind: Kind, bits: int, dtype: torch.dtype = torch.floa
 
 
 class Guarded:
-    """A dense tensor like `like` at an odd address, with a pattern of its own around it and, unless filled, in it."""
+    """A dense tensor like `like`, with a pattern of its own around it and, unless filled, in it.
 
-    def __init__(self, like: Tensor, dtype: torch.dtype, fill: Tensor | None = None) -> None:
-        sizes = {torch.float32: (torch.int32, 0x7FC0BEEF), torch.float64: (torch.int64, 0x7FF800000000BEEF)}
-        self._as_int, self._pattern = sizes.get(dtype, (torch.uint8, 0xA5))
-        self._margin, self._size = 67, like.numel()
-        self._buffer = torch.full((self._size + 2 * self._margin,), self._pattern, dtype=self._as_int).view(dtype)
-        self.view = self._buffer.as_strided(like.shape, like.stride(), self._margin)
+    Its address is that of the `margin`-th element of an aligned buffer: by default an odd one.
+    """
+
+    def __init__(self, like: Tensor, dtype: torch.dtype, fill: Tensor | None = None, margin: int = 67) -> None:
+        # Of floats, NaN: 0x7FC1 is one in both types of 16 bits.
+        sizes = {1: (torch.uint8, 0xA5), 2: (torch.int16, 0x7FC1), 4: (torch.int32, 0x7FC0BEEF)}
+        sizes[8] = torch.int64, 0x7FF800000000BEEF
+        self._as_int, self._pattern = sizes[dtype.itemsize]
+        self._margin, self._size = margin, like.numel()
+        buffer = torch.full((self._size + 2 * margin,), self._pattern, dtype=self._as_int, device=like.device)
+        self._buffer = buffer.view(dtype)
+        self.view = self._buffer.as_strided(like.shape, like.stride(), margin)
         if fill is not None:
             self.view.copy_(fill)
 
@@ -136,7 +155,7 @@ def scale_of(call: Call, isa: _C.Isa, threads: int = 1) -> Tensor:
     if call.learned is not None:
         return call.learned
     x = Guarded(call.x, call.x.dtype, fill=call.x).view
-    maximum = Guarded(kernels.maximum_fake(x, call.quantizer.axis), x.dtype)
+    maximum = Guarded(kernels.maximum_fake(x, call.quantizer.axis, "cpu"), x.dtype)
     _C.fake_quantize_maximum(flat(x), maximum.view, *options(call, isa, threads))
     maximum.assert_intact()
     return maximum.view.clone()
@@ -187,3 +206,45 @@ def zero_point_of(call: Call) -> Tensor | None:
 def along(values: Tensor, call: Call) -> Tensor:
     """One value a channel in the shape that broadcasts against x."""
     return values.reshape([-1 if d == call.quantizer.axis else 1 for d in range(call.x.ndim)])
+
+
+def assert_right_dorefa(call: Call, y: Tensor, codes: Tensor, dy: Tensor, dx: Tensor) -> None:
+    """Codes are those of float64, but where n r is so near to a tie that the tanh of float32 decides.
+
+    y and dx may be rounded further, to a type of less precision.
+    """
+    levels, epsilon = call.quantizer.high, torch.finfo(torch.promote_types(call.x.dtype, torch.float32)).eps
+    tanh = call.x.double().tanh()
+    others = [d for d in range(tanh.ndim) if d != call.quantizer.axis]
+    largest = tanh.abs().amax(others, keepdim=True) if others else tanh.abs()
+    scaled = levels * (tanh / (2 * largest) + 0.5)
+    assert ((codes - scaled).abs() <= 0.5 + 4 * epsilon * levels).all()
+    exact_y = (2 * codes.to(torch.promote_types(y.dtype, torch.float32)) - levels) / levels
+    assert torch.equal(y, exact_y.to(y.dtype))
+    exact = dy.double() * (1 - tanh**2) / largest
+    bound = 8 * epsilon * dy.double().abs() / largest
+    if dx.dtype in (torch.float16, torch.bfloat16):
+        bound += torch.finfo(dx.dtype).eps * exact.abs() + torch.finfo(dx.dtype).smallest_normal
+    assert ((dx - exact).abs() <= bound).all()
+
+
+def assert_accurate_sum(call: Call, dy: Tensor, dscale: Tensor) -> None:
+    """Against terms that are rounded as the operation defines them, and summed in double precision."""
+    assert call.learned is not None
+    x, quantizer = call.x, call.quantizer
+    learned = along(call.learned, call)
+    if quantizer.method == "pact":
+        terms = torch.where(x >= learned, dy, 0).double()
+    else:
+        zero = torch.zeros((), dtype=x.dtype) if call.zero_point is None else along(call.zero_point, call).to(x.dtype)
+        low, high, v = quantizer.low - zero, quantizer.high - zero, x / learned
+        coefficient = torch.where(v <= low, low, torch.where(v >= high, high, v.round() - v))
+        terms = dy.double() * coefficient.double() * lsq_factor(x, quantizer)
+    others = [d for d in range(x.ndim) if d != quantizer.axis]
+    if others:
+        exact, magnitude = terms.sum(others).view(dscale.shape), terms.abs().sum(others).view(dscale.shape)
+    else:
+        exact, magnitude = terms.reshape(dscale.shape), terms.abs().reshape(dscale.shape)
+    underflow = x.numel() * torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps
+    bound = 16 * torch.finfo(x.dtype).eps * magnitude + underflow
+    assert ((dscale.double() - exact).abs() <= bound).all()

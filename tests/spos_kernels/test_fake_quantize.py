@@ -15,12 +15,13 @@ from fake_quantize_support import (
     Kind,
     along,
     arguments,
+    assert_accurate_sum,
+    assert_right_dorefa,
     options,
     run_backward,
     run_forward,
     scale_of,
 )
-from torch import Tensor
 
 import spos_kernels as sk
 from spos_kernels import _C
@@ -29,7 +30,6 @@ from spos_kernels.fake_quantize_reference import (
     Quantizer,
     check_arguments,
     codes_reference,
-    lsq_factor,
     reference,
 )
 
@@ -73,28 +73,6 @@ def assert_same_rounding(call: Call, isa: _C.Isa) -> None:
     assert_accurate_sum(call, dy, dscale)
 
 
-def assert_accurate_sum(call: Call, dy: Tensor, dscale: Tensor) -> None:
-    """Against terms that are rounded as the operation defines them, and summed in double precision."""
-    assert call.learned is not None
-    x, quantizer = call.x, call.quantizer
-    learned = along(call.learned, call)
-    if quantizer.method == "pact":
-        terms = torch.where(x >= learned, dy, 0).double()
-    else:
-        zero = torch.zeros((), dtype=x.dtype) if call.zero_point is None else along(call.zero_point, call).to(x.dtype)
-        low, high, v = quantizer.low - zero, quantizer.high - zero, x / learned
-        coefficient = torch.where(v <= low, low, torch.where(v >= high, high, v.round() - v))
-        terms = dy.double() * coefficient.double() * lsq_factor(x, quantizer)
-    others = [d for d in range(x.ndim) if d != quantizer.axis]
-    if others:
-        exact, magnitude = terms.sum(others).view(dscale.shape), terms.abs().sum(others).view(dscale.shape)
-    else:
-        exact, magnitude = terms.reshape(dscale.shape), terms.abs().reshape(dscale.shape)
-    underflow = x.numel() * torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps
-    bound = 16 * torch.finfo(x.dtype).eps * magnitude + underflow
-    assert ((dscale.double() - exact).abs() <= bound).all()
-
-
 @each_isa
 @each_case
 def test_dorefa(case: Case, isa: _C.Isa) -> None:
@@ -115,20 +93,10 @@ def test_dorefa_in_float64(bits: int) -> None:
 
 
 def assert_dorefa(call: Call, isa: _C.Isa) -> None:
-    """Codes are those of float64, but where n r is so near to a tie that the tanh of this precision decides."""
-    y, codes = run_forward(call, isa)
-    levels, epsilon = call.quantizer.high, torch.finfo(call.x.dtype).eps
-    tanh = call.x.double().tanh()
-    others = [d for d in range(tanh.ndim) if d != call.quantizer.axis]
-    largest = tanh.abs().amax(others, keepdim=True) if others else tanh.abs()
-    scaled = levels * (tanh / (2 * largest) + 0.5)
-    assert ((codes - scaled).abs() <= 0.5 + 4 * epsilon * levels).all()
-    assert torch.equal(y, (2 * codes.to(y.dtype) - levels) / levels)
     dy = torch.randn_like(call.x)
     dx, _ = run_backward(call, dy, isa)
     assert dx is not None
-    exact = dy.double() * (1 - tanh**2) / largest
-    assert ((dx - exact).abs() <= 8 * epsilon * dy.double().abs() / largest).all()
+    assert_right_dorefa(call, *run_forward(call, isa), dy, dx)
 
 
 @each_isa

@@ -4,24 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from fake_quantize_support import KINDS, Kind
+from fake_quantize_support import KINDS, LAYOUTS, Kind
 
 import spos_kernels as sk
 from spos_kernels import _C
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-LAYOUTS: dict[str, Any] = {
-    "nchw": lambda wide: wide[:, :20].contiguous(),
-    "nhwc": lambda wide: wide[:, :20].contiguous(memory_format=torch.channels_last),
-    "slice": lambda wide: wide.contiguous(memory_format=torch.channels_last)[:, 7:27],
-    "transposed": lambda wide: wide[:, :20].contiguous().transpose(2, 3),
-    "expanded": lambda wide: wide[:1, :20].expand(3, 20, 7, 7),
-    "every other column": lambda wide: wide[:, :20, :, ::2],
-    "one channel": lambda wide: wide[:, :1],
-    "no image": lambda wide: wide[:0, :20],
-    "no channel": lambda wide: wide[:, :0],
-}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -99,10 +99,10 @@ def test_opcheck(case: Case, kind: Kind) -> None:
     call = arguments(case, kind, 4)
     call = call._replace(x=case.lay_out(torch.randn(case.shape)))
     x, *learned = leaves(call)
-    scale = learned[0] if learned else OPS.fake_quantize_maximum(x.detach(), call.quantizer.axis)
+    scale = learned[0] if learned else OPS.fake_quantize_maximum(x.detach(), call.quantizer.axis, "cpu")
     options = (scale, call.zero_point, *call.quantizer, "cpu")
     opcheck(OPS.fake_quantize.default, (x, *options))
-    opcheck(OPS.fake_quantize_maximum.default, (x.detach(), call.quantizer.axis))
+    opcheck(OPS.fake_quantize_maximum.default, (x.detach(), call.quantizer.axis, "cpu"))
     x, options = x.detach(), (scale.detach(), *options[1:])
     opcheck(OPS.quantize.default, (x, *options))
     for needs_dx, needs_dscale in ((True, bool(learned)), (True, False), (False, bool(learned))):

@@ -110,7 +110,8 @@ def test_resident_blocks(architecture: int, threads: int, registers: int, shared
         ("(anonymous namespace)::plain(float const*, unsigned int)", "plain"),
         ("run_gemm", "run_gemm"),
         (
-            "void spos::cuda::gemm<(spos::cuda::Math)2, spos::cuda::Rows<float,(bool)1> >(spos::cuda::Rows<float,(bool)1>)",
+            "void spos::cuda::gemm<(spos::cuda::Math)2, spos::cuda::Rows<float,(bool)1> "
+            ">(spos::cuda::Rows<float,(bool)1>)",
             "gemm<(Math)2, Rows<fp32, (bool)1> >",
         ),
     ],

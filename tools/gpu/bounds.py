@@ -88,23 +88,31 @@ def introduction() -> list[str]:
         "# Bounds of the CUDA kernels",
         "",
         "**Not run: no time on this page was measured on a GPU.** Each case was run in the emulator of",
-        "`csrc/cuda_emulation`, which counted instructions, sectors and passes over the shared banks; from these follows the",
-        "least time that published peak rates allow. A kernel takes longer; the table says what it would run into first.",
+        "`csrc/cuda_emulation`, which counted instructions, sectors and passes over the shared "
+        "banks; from these follows the",
+        "least time that published peak rates allow. A kernel takes longer; the table says what it "
+        "would run into first.",
         "Written by `make bounds` from `tools/gpu/bound_cases.py`.",
         "",
         "Operands come from the device's memory and results go there, each 32-byte sector once for the whole operation",
-        '("memory"; what a launch reads of an earlier one\'s results is taken to be in L2). "L2": sectors that instructions',
-        'ask for. "shared": passes over the 32 banks, one a clock. A launch is bound by the largest of memory, L2 (where its',
-        "rate is published), tensor cores, fp32 units, shared memory and issue slots, the last four times the unevenness of",
-        "its blocks over the multiprocessors (`tools/gpu/limits.py`); launches are added up. Latency and the start of a",
+        '("memory"; what a launch reads of an earlier one\'s results is taken to be in L2). "L2": '
+        "sectors that instructions",
+        'ask for. "shared": passes over the 32 banks, one a clock. A launch is bound by the '
+        "largest of memory, L2 (where its",
+        "rate is published), tensor cores, fp32 units, shared memory and issue slots, the last "
+        "four times the unevenness of",
+        "its blocks over the multiprocessors (`tools/gpu/limits.py`); launches are added up. "
+        "Latency and the start of a",
         "launch are in no bound, and they decide where a bound is a few µs.",
         "",
         "| | SMs | clock, GHz | memory, TB/s | L2 | fp32, T/s | tf32 | fp16, bf16 | int8 |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         *rows,
         "",
-        "Peaks, dense, a multiply-add being two operations: A100 SXM4 80 GB (datasheet and architecture whitepaper), H100",
-        "SXM5 (architecture whitepaper), B200 HGX at 1000 W (Blackwell architecture technical brief). The tensor rates of",
+        "Peaks, dense, a multiply-add being two operations: A100 SXM4 80 GB (datasheet and "
+        "architecture whitepaper), H100",
+        "SXM5 (architecture whitepaper), B200 HGX at 1000 W (Blackwell architecture technical "
+        "brief). The tensor rates of",
         "H100 and B200 are those of wgmma and tcgen05; these kernels use mma.sync, which reaches less.",
         "",
     ]

@@ -39,9 +39,8 @@ def count(listing: str) -> dict[str, Counter[str]]:
         if section := re.match(r"\s*\.section\s+\.(\S+?),", line):
             name = section[1].removeprefix("text.")
             current = found.setdefault(name, Counter()) if section[1] != name else None
-        elif current is not None and (match := _LINE.match(line)):
-            if match[1] != "NOP":
-                current[kind_of(match[1], match[2].split(".")[1:])] += 1
+        elif current is not None and (match := _LINE.match(line)) and match[1] != "NOP":
+            current[kind_of(match[1], match[2].split(".")[1:])] += 1
     return found
 
 

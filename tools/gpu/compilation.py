@@ -1,7 +1,7 @@
 """PTX and machine code of kernel files, made once for each content of a file and what it includes.
 
-The options are those of the shipped module (csrc/cuda/module.cmake) as far as they reach device code. PTX first, machine
-code of it in a second step, as nvcc does itself: so one compilation serves everything that is asked about a kernel.
+The options are those of the shipped module (csrc/cuda/module.cmake) as far as they reach device code. PTX first,
+machine code of it in a second step, as nvcc does itself: one compilation serves everything that is asked of a kernel.
 """
 
 from __future__ import annotations

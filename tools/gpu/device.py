@@ -71,7 +71,8 @@ def nvcc_complaint(gpu: Gpu, run: Run = run) -> str | None:
     least = LEAST_DRIVER.get(int(release.split(".")[0]))
     if least and int(gpu.driver.split(".")[0]) < least:
         return (
-            f"driver {gpu.driver} is too old for nvcc {release}, which needs {least} or newer: update the driver, or take "
+            f"driver {gpu.driver} is too old for nvcc {release}, which needs {least} or newer: update "
+            "the driver, or take "
             "an older toolkit (CUDACXX=/path/to/nvcc)"
         )
     if targets is not None and f"compute_{gpu.architecture}" not in targets.split():
@@ -100,7 +101,9 @@ def torch_complaint(gpu: Gpu) -> str | None:
     return None
 
 
-def complaints(gpu: Gpu | str, purpose: str, run: Run = run, torch: Callable[[Gpu], str | None] = torch_complaint) -> list[str]:
+def complaints(
+    gpu: Gpu | str, purpose: str, run: Run = run, torch: Callable[[Gpu], str | None] = torch_complaint
+) -> list[str]:
     if isinstance(gpu, str):
         return [gpu]
     found = []
@@ -108,7 +111,8 @@ def complaints(gpu: Gpu | str, purpose: str, run: Run = run, torch: Callable[[Gp
         found.append(f"{gpu.name} is sm_{gpu.architecture}: the kernels need sm_80 (Ampere) or newer")
     if gpu.free < MEMORY[purpose]:
         found.append(
-            f"{gpu.free} MiB of {gpu.name} are free, {MEMORY[purpose]} are needed: end what else runs there (nvidia-smi "
+            f"{gpu.free} MiB of {gpu.name} are free, {MEMORY[purpose]} are needed: end what else runs "
+            "there (nvidia-smi "
             "lists it), or choose another GPU with CUDA_VISIBLE_DEVICES"
         )
     return found + [each for each in (nvcc_complaint(gpu, run), torch(gpu)) if each]
@@ -120,7 +124,10 @@ def main(purpose: str) -> int:
     for each in found:
         print(f"error: {each}", file=sys.stderr)
     if found or isinstance(gpu, str):
-        print("Without a GPU: make test runs the same kernels in the emulator, make gpu-static compiles them.", file=sys.stderr)
+        print(
+            "Without a GPU: make test runs the same kernels in the emulator, make gpu-static compiles them.",
+            file=sys.stderr,
+        )
         return 1
     print(f"gpu-{purpose}: {gpu.name}, sm_{gpu.architecture}, driver {gpu.driver}, {gpu.free} MiB free")
     return 0

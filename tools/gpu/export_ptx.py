@@ -1,4 +1,4 @@
-"""`make ptx`: the PTX of every kernel file and a description of its entry points, for whoever loads kernels without C++.
+"""`make ptx`: the PTX of every kernel file and a description of its entry points, to load kernels without C++.
 
 build/ptx/<file>.sm_80.ptx (and sm_90, sm_100, sm_120), beside each <file>.sm_80.json:
 

@@ -40,7 +40,9 @@ def how(report: str) -> str:
     kinds = list(dict.fromkeys(REPORTS.findall(report)))
     if kinds:
         return ", ".join(kinds)
-    return "wrong result" if "Error" not in report or "AssertionError" in report else report.split(":")[0].split(".")[-1]
+    return (
+        "wrong result" if "Error" not in report or "AssertionError" in report else report.split(":")[0].split(".")[-1]
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

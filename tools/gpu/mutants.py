@@ -86,10 +86,13 @@ def write(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
+MUTATED = ("csrc", "spos_kernels", "tests", "CMakeLists.txt", "pyproject.toml")
+
+
 def make_tree() -> list[Mutant]:
     """Copy what the emulated module and its tests need, with the mutants in the kernels."""
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "csrc", "spos_kernels", "tests", "CMakeLists.txt", "pyproject.toml"],
+        ["git", "ls-files", "-co", "--exclude-standard", *MUTATED],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     wanted = {TREE / name for name in listed if (ROOT / name).is_file()}
@@ -126,7 +129,16 @@ def build() -> None:
     folder = FOLDER / "cmake"
     names = ("PYTHON_INCLUDE_DIR", "PYBIND11_INCLUDE_DIR", "EXTENSION_SUFFIX", "SPOS_SANITIZE", "CMAKE_MAKE_PROGRAM")
     options = [f"-D{name}={cache[name]}" for name in names if name in cache]
-    command = [cache["CMAKE_COMMAND"], "-S", str(TREE), "-B", str(folder), "-G", "Ninja", "-DSPOS_MODULE=_cuda_emulated"]
+    command = [
+        cache["CMAKE_COMMAND"],
+        "-S",
+        str(TREE),
+        "-B",
+        str(folder),
+        "-G",
+        "Ninja",
+        "-DSPOS_MODULE=_cuda_emulated",
+    ]
     for step in ([*command, *options], [cache["CMAKE_COMMAND"], "--build", str(folder)]):
         result = subprocess.run(step, capture_output=True, text=True)
         if result.returncode != 0:
@@ -139,7 +151,18 @@ def run_tests(report: Path, arguments: Sequence[str], timeout: float | None, **e
     """The exit code of pytest, negative for a signal, -1000 for too long a time, and the end of what it printed."""
     report.unlink(missing_ok=True)
     paths = os.pathsep.join([str(TREE), str(Path(__file__).parent)])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "mutant_tests", "-p", "no:cacheprovider", "--timeout=0", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "mutant_tests",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=0",
+        *arguments,
+    ]
     variables = {**os.environ, "PYTHONPATH": paths, "MUTANT_REPORT": str(report), **environment}
     try:
         result = subprocess.run(command, cwd=TREE, env=variables, capture_output=True, text=True, timeout=timeout)
@@ -171,7 +194,9 @@ def digest_of(paths: Sequence[Path]) -> str:
 
 
 def try_mutant(mutant: Mutant, tests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    reaching = [name for name, test in tests.items() if mutant.number in test["reached"] and test["outcome"] == "passed"]
+    reaching = [
+        name for name, test in tests.items() if mutant.number in test["reached"] and test["outcome"] == "passed"
+    ]
     if not reaching:
         return {"outcome": "survived", "how": "no test reaches it"}
     reaching.sort(key=lambda name: tests[name]["seconds"])
@@ -207,16 +232,21 @@ def reason_for(file: str, text: str, occurrence: int, reasons: Sequence[Mapping[
     return None
 
 
-def page(mutants: Sequence[Mutant], results: Mapping[str, Mapping[str, str]], reasons: Sequence[Mapping[str, Any]]) -> str:
+def page(
+    mutants: Sequence[Mutant], results: Mapping[str, Mapping[str, str]], reasons: Sequence[Mapping[str, Any]]
+) -> str:
     tried = [each for each in mutants if each.key in results]
     killed = Counter(each.file for each in tried if results[each.key]["outcome"] == "killed")
     total = Counter(each.file for each in tried)
     lines = [
         "# Mutants of the CUDA kernels",
         "",
-        "Written by `make mutants`, which breaks the kernels in one place after the other and runs the tests that reach it, in",
-        "the emulator. Left out: barriers, waits, fences. Always true: conditions with an order comparison, of `if` and of",
-        "masks; never taken: those of early exits (`tools/gpu/mutations.py` has the rules). Why a mutant survives is written",
+        "Written by `make mutants`, which breaks the kernels in one place after the other and runs "
+        "the tests that reach it, in",
+        "the emulator. Left out: barriers, waits, fences. Always true: conditions with an order "
+        "comparison, of `if` and of",
+        "masks; never taken: those of early exits (`tools/gpu/mutations.py` has the rules). Why a "
+        "mutant survives is written",
         "by hand in `mutants.toml`.",
         "",
         f"**{sum(killed.values())} of {len(tried)} killed.**",
@@ -227,7 +257,12 @@ def page(mutants: Sequence[Mutant], results: Mapping[str, Mapping[str, str]], re
         "",
     ]
     for title, outcome in (("Survivors", "survived"), ("Killed", "killed")):
-        lines += [f"## {title}", "", f"| file | broken | {'why' if outcome == 'survived' else 'noticed as'} |", "|---|---|---|"]
+        lines += [
+            f"## {title}",
+            "",
+            f"| file | broken | {'why' if outcome == 'survived' else 'noticed as'} |",
+            "|---|---|---|",
+        ]
         for each in tried:
             result, mutation = results[each.key], each.mutation
             if result["outcome"] != outcome:
@@ -273,7 +308,7 @@ def main() -> int:
     print(f"mutants: {len(mutants)} in {len({each.file for each in mutants})} files; compiling", flush=True)
     build()
     kept = FOLDER / "results.json"
-    tests_digest = digest_of([each for each in (TREE / "tests" / "spos_kernels").rglob("*.py")])
+    tests_digest = digest_of(list((TREE / "tests" / "spos_kernels").rglob("*.py")))
     reach = baseline(digest_of([*TREE.glob("csrc/**/*.*"), *TREE.glob("spos_kernels/**/*.py")]) + tests_digest)
     known: dict[str, dict[str, str]] = json.loads(kept.read_text()) if kept.exists() else {}
     contents = {each.name: digest_of([each]) + tests_digest for each in sources()}

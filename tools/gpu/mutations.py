@@ -6,8 +6,8 @@
     mask      bool name = ... < ...; and ... < ... ? a : b: always true
 
 Only bodies of functions that are declared __device__ or __global__ count, and of these not those that are __host__ too,
-which divide the work, or constexpr, which the compiler runs. Sources are formatted by clang-format, so an order comparison has spaces around it and a
-template argument has none.
+which divide the work, or constexpr, which the compiler runs. Sources are formatted by clang-format, so an order
+comparison has spaces around it and a template argument has none.
 
 All mutants are compiled at once, each behind a number: `MUTANT(7)` is true in a process where 7 was chosen.
 """
@@ -40,9 +40,7 @@ class Mutation:
 def _blank(source: str) -> str:
     """The source with comments, literals and preprocessor lines replaced by spaces: all offsets stay."""
     pattern = r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|^[ \t]*#(?:[^\n\\]|\\\n|\\.)*'
-    return re.sub(
-        pattern, lambda match: re.sub(r"[^\n]", " ", match[0]), source, flags=re.MULTILINE | re.DOTALL
-    )
+    return re.sub(pattern, lambda match: re.sub(r"[^\n]", " ", match[0]), source, flags=re.MULTILINE | re.DOTALL)
 
 
 def closing(text: str, start: int) -> int:

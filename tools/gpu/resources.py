@@ -93,11 +93,14 @@ def table(kernels: Mapping[tuple[str, str], Kernel], release: str) -> str:
     lines = [
         "# Registers and occupancy of the CUDA kernels",
         "",
-        f"Written by `{COMMAND}` with nvcc {release}; nothing was run. `make gpu-static` compiles every kernel again and",
-        "fails on any stack, spill or local memory (hence no column for these), on a kernel that has no row or a row that",
+        f"Written by `{COMMAND}` with nvcc {release}; nothing was run. `make gpu-static` compiles "
+        "every kernel again and",
+        "fails on any stack, spill or local memory (hence no column for these), on a kernel that "
+        "has no row or a row that",
         f"has no kernel, and on more than {MARGIN} registers more than here.",
         "",
-        "Threads: of a block, by `__launch_bounds__`. Shared: bytes of a block, the dynamic part included. Cells: registers",
+        "Threads: of a block, by `__launch_bounds__`. Shared: bytes of a block, the dynamic part "
+        "included. Cells: registers",
         "of a thread / resident warps of the most that a multiprocessor holds (64; 48 on sm_120).",
     ]
     file = None
@@ -167,7 +170,8 @@ def table_complaints(kernels: Mapping[tuple[str, str], Kernel], page: str, relea
             before = stated.get(key, {}).get(architecture, used.registers)
             if used.registers > before + MARGIN:
                 complaints.append(
-                    f"{kernel.file}: {kernel.name} on sm_{architecture}: {used.registers} registers, {before} in the table"
+                    f"{kernel.file}: {kernel.name} on sm_{architecture}: {used.registers} registers, {before} "
+                    "in the table"
                 )
     return complaints
 

@@ -35,7 +35,7 @@ Tensor read_number(py::handle object, const char* name) {
 
 // Elements in front of the first multiple of 16 bytes, the same in all buffers; -1 where they differ.
 int64_t until_vector(const SgdPiece& piece, int64_t at) {
-    const auto until = [&](const float* buffer) {
+    const auto until = [&](const float* buffer) -> int64_t {
         return (16 - reinterpret_cast<uintptr_t>(buffer + at) % 16) % 16 / 4;
     };
     const int64_t result = until(piece.w);
