@@ -27,7 +27,7 @@ struct BackwardGrid {
 };
 
 template <Math math>
-__global__ void __launch_bounds__(GemmTile::threads, math == Math::ffma ? 3 : 2)
+__global__ void __launch_bounds__(GemmTile::threads, 2)
     backward_kernel(const __grid_constant__ ChoiceBlock block, const __grid_constant__ BackwardPlan plan, Slot slot) {
     DYNAMIC_SHARED(float, shared);
     SHARED_ARRAY(int, flag, [1]);
