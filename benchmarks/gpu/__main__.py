@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch  # noqa: E402
-from cases import CASES, OURS, TUNED, Case  # noqa: E402
-from timing import Call, Times, measure  # noqa: E402
+import torch
+from cases import CASES, OURS, TUNED, Case
+from timing import Call, Times, measure
 
 COLUMNS = (OURS, "NCHW", "NHWC", TUNED, "NHWC compiled")
 
@@ -99,7 +99,9 @@ def main() -> int:
         except Exception as error:  # the next one may have room, or support
             remarks.append(f"- {case}: {type(error).__name__}: {str(error).splitlines()[0]}")
             continue
-        found = {name: timed(name, call, options.device, options.rounds if on_gpu else 1) for name, call in calls.items()}
+        found = {
+            name: timed(name, call, options.device, options.rounds if on_gpu else 1) for name, call in calls.items()
+        }
         print(row(case, found), flush=True)
         remarks += notes(case, found)
     print("\n".join(["", *remarks]))

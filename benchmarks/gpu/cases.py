@@ -1,7 +1,7 @@
 """What is timed: our operation and the same in torch's own layers, in every layout and with every help that it has.
 
-A case makes its tensors on a device and returns calls by name. "ours" is one of them; "NCHW", "NHWC" and "NHWC compiled"
-are torch's. cudnn.benchmark is turned on around "NHWC tuned", which is otherwise "NHWC".
+A case makes its tensors on a device and returns calls by name. "ours" is one of them; "NCHW", "NHWC" and "NHWC
+compiled" are torch's. cudnn.benchmark is turned on around "NHWC tuned", which is otherwise "NHWC".
 """
 
 from __future__ import annotations
@@ -133,9 +133,7 @@ def quantized(case: Case, device: str, compiled: bool) -> dict[str, Call]:
         value = torch.minimum(x.clamp(min=0), clip)
         return value + (torch.round(value * (15 / clip)) * (clip / 15) - value).detach()
 
-    return against(
-        case, device, compiled, lambda x: sk.fake_quantize(x, clip, bits=4, method="pact"), theirs, [clip]
-    )
+    return against(case, device, compiled, lambda x: sk.fake_quantize(x, clip, bits=4, method="pact"), theirs, [clip])
 
 
 def fp16(make: Callable[[Case, str, bool], dict[str, Call]], name: str, *shape: int, kernel: int = 3) -> list[Case]:

@@ -1,4 +1,4 @@
-"""What `make gpu-test` and `make gpu-bench` say on machines that cannot run the kernels, and what they run elsewhere."""
+"""What `make gpu-test` and `make gpu-bench` say on machines that cannot run the kernels, and what they run else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ VERSION = "Cuda compilation tools, release 13.0, V13.0.88"
 TARGETS = "compute_80\ncompute_90\ncompute_120\n"
 
 
-def machine(query: str | None = QUERY, version: str = VERSION, targets: str = TARGETS) -> Callable[[Sequence[str]], str | None]:
+def machine(
+    query: str | None = QUERY, version: str = VERSION, targets: str = TARGETS
+) -> Callable[[Sequence[str]], str | None]:
     """A machine whose programs print this."""
 
     def run(command: Sequence[str]) -> str | None:
@@ -56,7 +58,9 @@ def test_a_gpu_newer_than_the_toolkit() -> None:
 
 
 def test_an_old_driver() -> None:
-    assert "driver 535.1 is too old for nvcc 13.0, which needs 580" in said(machine(QUERY.replace("580.65.06", "535.1")))
+    assert "driver 535.1 is too old for nvcc 13.0, which needs 580" in said(
+        machine(QUERY.replace("580.65.06", "535.1"))
+    )
     old = VERSION.replace("13.0", "12.4")
     assert said(machine(QUERY.replace("580.65.06", "535.1"), old)) == ""
 
@@ -105,6 +109,8 @@ def test_what_runs_on_a_gpu() -> None:
 
 def test_failures_are_explained() -> None:
     assert "end" not in str(device_tests.explained(1, "assert 1 == 2"))
-    assert "holds the GPU's memory" in str(device_tests.explained(1, "torch.OutOfMemoryError: CUDA out of memory. Tried"))
+    assert "holds the GPU's memory" in str(
+        device_tests.explained(1, "torch.OutOfMemoryError: CUDA out of memory. Tried")
+    )
     assert "compute-sanitizer found" in str(device_tests.explained(99, ""))
     assert device_tests.run(["sh", "-c", "echo one; echo two >&2; exit 3"], {}) == (3, "one\ntwo\n")
