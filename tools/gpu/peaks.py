@@ -5,8 +5,8 @@ A100  SXM4 80 GB: "NVIDIA A100 Tensor Core GPU" datasheet; 5120 bytes a clock ou
 H100  SXM5: "NVIDIA H100 Tensor Core GPU Architecture" whitepaper; 989 of its 1979 "with sparsity" are the dense rate.
 B200  HGX, 1000 W: "NVIDIA Blackwell Architecture Technical Brief", HGX B200 column.
 
-Clocks are those that the stated fp32 rate means: rate / (256 operations x multiprocessors), the most that the datasheet
-allows. The tensor rates of H100 and B200 are of wgmma and tcgen05; mma.sync, which these kernels use, is said to reach
+Clocks are those that the stated fp32 rate means: rate / (2 operations x fp32 lanes x multiprocessors), the most that the
+datasheet allows. The tensor rates of H100 and B200 are of wgmma and tcgen05; mma.sync, which these kernels use, is said to reach
 less (for H100: Luo et al., arXiv 2402.13499), so a bound by tensor cores is far from what can be reached there. Rates
 that no source states are left out, and so is the limit that would follow from them.
 """
@@ -24,12 +24,13 @@ class Device:
     multiprocessors: int
     memory: float  # bytes a second
     fp32: float  # operations a second
+    fp32_lanes: int  # of a multiprocessor
     tensor: Mapping[str, float] = field(default_factory=dict)  # by counter of the emulator
     l2_bytes_a_clock: int | None = None  # read, of the whole device
 
     @property
     def clock(self) -> float:
-        return self.fp32 / (256 * self.multiprocessors)
+        return self.fp32 / (2 * self.fp32_lanes * self.multiprocessors)
 
 
 def _tensor(fp16: float, tf32: float, int8: float, int4: float | None, bits: float | None) -> dict[str, float]:
@@ -40,9 +41,9 @@ def _tensor(fp16: float, tf32: float, int8: float, int4: float | None, bits: flo
 
 
 DEVICES = (
-    Device("A100", 80, 108, 2.039e12, 19.5e12, _tensor(312e12, 156e12, 624e12, 1248e12, 4992e12), 5120),
-    Device("H100", 90, 132, 3.35e12, 66.9e12, _tensor(989.4e12, 494.7e12, 1978.9e12, None, None)),
-    Device("B200", 100, 148, 8e12, 80e12, _tensor(2250e12, 1100e12, 4500e12, None, None)),
+    Device("A100", 80, 108, 2.039e12, 19.5e12, 64, _tensor(312e12, 156e12, 624e12, 1248e12, 4992e12), 5120),
+    Device("H100", 90, 132, 3.35e12, 66.9e12, 128, _tensor(989.4e12, 494.7e12, 1978.9e12, None, None)),
+    Device("B200", 100, 148, 8e12, 80e12, 128, _tensor(2250e12, 1100e12, 4500e12, None, None)),
 )
 
 # Multiply-adds of one instruction of a warp.
