@@ -87,22 +87,28 @@ __device__ __forceinline__ uint32_t four_codes(const LowbitInput& input, int64_t
 template <int code_bits>
 __global__ void __launch_bounds__(threads) fields_kernel(LowbitInput input) {
     constexpr int codes = 128 / code_bits;
-    const int64_t chunk = int64_t{blockIdx.x} * threads + threadIdx.x, of_row = int64_t{input.parts} * input.chunks;
+    const uint32_t chunk = blockIdx.x * threads + threadIdx.x,
+                   of_row = input.parts * input.chunks;  // 32 bits: see launch
     const int64_t row = chunk / of_row;
     if (row >= input.rows + input.outside) return;
-    const int in_row = static_cast<int>(chunk - row * of_row);
+    const int in_row = static_cast<int>(chunk % of_row);
     const int part = in_row / input.chunks, k = in_row % input.chunks * codes;
     constexpr int of_word = codes / 4;
-    uint32_t words[4] = {};
+    // A word is stored as soon as it is there: held back for a store of four, words would be spilled around divisions.
+    uint32_t* const to = reinterpret_cast<uint32_t*>(input.to) + int64_t{chunk} * 4;
     if (input.windows) {
         Window window(input, row, part, k);
-#pragma unroll
-        for (uint32_t& word : words)
 #pragma unroll 1  // divisions that are rarely needed would be here many times
+        for (int w = 0; w < 4; ++w) {
+            uint32_t word = 0;
+#pragma unroll 1
             for (int i = 0; i < of_word; ++i, window.next()) word |= window.code() << i * code_bits;
+            to[w] = word;
+        }
     } else {
-#pragma unroll
-        for (int w = 0; w < 4; ++w)
+#pragma unroll 1
+        for (int w = 0; w < 4; ++w) {
+            uint32_t word = 0;
 #pragma unroll 1
             for (int i = 0; i < of_word; i += 4) {
                 uint32_t four = four_codes(input, row, part, k + w * of_word + i);
@@ -110,10 +116,11 @@ __global__ void __launch_bounds__(threads) fields_kernel(LowbitInput input) {
                     four = (four | four >> 4) & 0x00ff00ffu;
                     four = (four | four >> 8) & 0x0000ffffu;
                 }
-                words[w] |= four << i * code_bits;
+                word |= four << i * code_bits;
             }
+            to[w] = word;
+        }
     }
-    reinterpret_cast<uint4*>(input.to)[chunk] = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 __global__ void __launch_bounds__(threads) planes_kernel(LowbitInput input) {
@@ -141,6 +148,7 @@ __global__ void __launch_bounds__(threads) planes_kernel(LowbitInput input) {
 
 int launch(void (*kernel)(LowbitInput), const LowbitInput& input, int of_block, cudaStream_t stream) {
     const int64_t chunks = input.all_rows() * input.parts * input.chunks;
+    if (chunks > INT32_MAX) return cudaErrorInvalidConfiguration;  // kernels count them in 32 bits
     const int64_t blocks = (chunks + of_block - 1) / of_block;
     if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
     return device::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), 0, stream, input);

@@ -5,10 +5,10 @@ A100  SXM4 80 GB: "NVIDIA A100 Tensor Core GPU" datasheet; 5120 bytes a clock ou
 H100  SXM5: "NVIDIA H100 Tensor Core GPU Architecture" whitepaper; 989 of its 1979 "with sparsity" are the dense rate.
 B200  HGX, 1000 W: "NVIDIA Blackwell Architecture Technical Brief", HGX B200 column.
 
-Clocks are those that the stated fp32 rate means: rate / (2 operations x fp32 lanes x multiprocessors), the most that the
-datasheet allows. The tensor rates of H100 and B200 are of wgmma and tcgen05; mma.sync, which these kernels use, is said to reach
-less (for H100: Luo et al., arXiv 2402.13499), so a bound by tensor cores is far from what can be reached there. Rates
-that no source states are left out, and so is the limit that would follow from them.
+Clocks are those that the stated fp32 rate means: rate / (2 operations x fp32 lanes x multiprocessors), the most that
+the datasheet allows. The tensor rates of H100 and B200 are of wgmma and tcgen05; mma.sync, which these kernels use, is
+said to reach less (for H100: Luo et al., arXiv 2402.13499), so a bound by tensor cores is far from what can be reached
+there. Rates that no source states are left out, and so is the limit that would follow from them.
 """
 
 from __future__ import annotations
