@@ -96,3 +96,68 @@ def sliced_conv2d_pointwise_fp16() -> Call:
 def sliced_conv2d_3x3_bf16() -> Call:
     x, weight = image(2, 64, 14, torch.bfloat16), torch.randn(128, 128, 3, 3, dtype=torch.bfloat16, requires_grad=True)
     return step(lambda: sk.sliced_conv2d(x, weight, out_channels=64, padding=1), x, weight)
+
+
+POINTWISE, DEPTHWISE_80 = 4 * 14 * 14 * 80 * 80, 4 * 14 * 14 * 80 * 25
+
+
+def choice_block(dtype: torch.dtype) -> tuple[Tensor, sk.Branch]:
+    """The 5 x 5 option of a block of 160 channels, of which 80 go through its convolutions."""
+
+    def layer(*shape: int) -> sk.ConvBN:
+        weight = torch.randn(shape, dtype=dtype, requires_grad=True)
+        return sk.ConvBN(weight, None, None, torch.zeros(shape[0]), torch.ones(shape[0]), torch.tensor(0))
+
+    return image(4, 160, 14, dtype), sk.Branch((layer(80, 80, 1, 1), layer(80, 1, 5, 5), layer(80, 80, 1, 1)))
+
+
+def choice_block_step(dtype: torch.dtype) -> Call:
+    x, branch = choice_block(dtype)
+    return step(lambda: sk.choice_block(x, [branch], 0), x, *(layer.weight for layer in branch.main))
+
+
+@case(
+    "x (4, 160, 14, 14) fp32, pointwise, 5 x 5 and pointwise convolution of 80 channels: forward and backward",
+    **{
+        "forward_kernel<(Math)": [POINTWISE, POINTWISE],
+        "forward_kernel<fp": [DEPTHWISE_80],
+        "backward_kernel<(Math)": [2 * POINTWISE, 2 * POINTWISE],
+        "backward_kernel<fp": [2 * DEPTHWISE_80],
+    },
+)
+def choice_block_fp32() -> Call:
+    return choice_block_step(torch.float32)
+
+
+@case(
+    "x (4, 160, 14, 14) fp16, pointwise, 5 x 5 and pointwise convolution of 80 channels: forward and backward",
+    **{"forward_kernel<fp": [DEPTHWISE_80], "backward_kernel<fp": [2 * DEPTHWISE_80]},
+)
+def choice_block_fp16() -> Call:
+    return choice_block_step(torch.float16)
+
+
+@case("x (4, 160, 14, 14) fp16, the same without gradients, by running statistics", inference_kernel=[DEPTHWISE_80])
+def choice_block_inference_fp16() -> Call:
+    x, branch = choice_block(torch.float16)
+    x.requires_grad_(False)
+
+    def call() -> object:
+        with torch.no_grad():
+            return sk.choice_block(x, [branch], 0, training=False)
+
+    return call
+
+
+@case("x (4, 64, 28, 28) fp32, 4 bits, one learned step: forward, gradients of x and of the step")
+def fake_quantize_lsq_fp32() -> Call:
+    x, scale = image(4, 64, 28, torch.float32), torch.tensor(0.1, requires_grad=True)
+    return step(lambda: sk.fake_quantize(x, 4, "lsq", scale, signed=True), x, scale)
+
+
+@case("x (4, 128, 14, 14) codes of 4 bits, 3 x 3 weight of 128 x 128 of 4 bits, scales and ReLU, float32 results")
+def lowbit_conv2d_w4a4() -> Call:
+    codes = torch.randint(16, (128, 128, 3, 3)).to(torch.uint8)
+    weight = sk.pack_weight(codes, 4, scale=torch.rand(128))
+    x = torch.randint(16, (4, 128, 14, 14)).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    return lambda: sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(0.1, 4), padding=1, relu=True)
