@@ -133,7 +133,7 @@ def quantized(case: Case, device: str, compiled: bool) -> dict[str, Call]:
         value = torch.minimum(x.clamp(min=0), clip)
         return value + (torch.round(value * (15 / clip)) * (clip / 15) - value).detach()
 
-    return against(case, device, compiled, lambda x: sk.fake_quantize(x, clip, bits=4, method="pact"), theirs, [clip])
+    return against(case, device, compiled, lambda x: sk.fake_quantize(x, 4, "pact", clip), theirs, [clip])
 
 
 def fp16(make: Callable[[Case, str, bool], dict[str, Call]], name: str, *shape: int, kernel: int = 3) -> list[Case]:
