@@ -193,23 +193,38 @@ def digest_of(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def is_used(path: Path) -> bool:
+    """Whether it is a test of the kernels, or what these share."""
+    return path.is_relative_to(TREE / TESTS) or not path.name.startswith("test_")
+
+
+def reaching(mutant: Mutant, tests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The tests that get to the mutant's place, the quickest first."""
+    found = [name for name, test in tests.items() if mutant.number in test["reached"] and test["outcome"] == "passed"]
+    return sorted(found, key=lambda name: tests[name]["seconds"])
+
+
+def digest_of_mutant(mutant: Mutant, tests: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of what its result depends on: its file, the files of the tests that reach it, what they share."""
+    files = {name.split("::")[0] for name in reaching(mutant, tests)}
+    shared = [p for p in TREE.glob("tests/spos_kernels/**/*.py") if not p.name.startswith("test_")]
+    return digest_of([toolchain.KERNELS / mutant.file, *shared, *(TREE / name for name in files)])
+
+
 def try_mutant(mutant: Mutant, tests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    reaching = [
-        name for name, test in tests.items() if mutant.number in test["reached"] and test["outcome"] == "passed"
-    ]
-    if not reaching:
+    names = reaching(mutant, tests)
+    if not names:
         return {"outcome": "survived", "how": "no test reaches it"}
-    reaching.sort(key=lambda name: tests[name]["seconds"])
     listed, report = FOLDER / f"tests-{mutant.number}.txt", FOLDER / f"report-{mutant.number}.json"
-    listed.write_text("\n".join(reaching))
-    files = sorted({name.split("::")[0] for name in reaching})
-    most = max(LEAST_TIME, 10 * sum(tests[name]["seconds"] for name in reaching))
+    listed.write_text("\n".join(names))
+    files = sorted({name.split("::")[0] for name in names})
+    most = max(LEAST_TIME, 10 * sum(tests[name]["seconds"] for name in names))
     code, output = run_tests(report, ["-x", *files], most, MUTANT=str(mutant.number), MUTANT_TESTS=str(listed))
     failed = json.loads(report.read_text()) if report.exists() else {}
     for file in (listed, report):
         file.unlink(missing_ok=True)
     if code == 0:
-        return {"outcome": "survived", "how": f"{len(reaching)} tests reach it"}
+        return {"outcome": "survived", "how": f"{len(names)} tests reach it"}
     if code == 1 and failed:
         return {"outcome": "killed", "how": failed["how"], "test": failed["test"]}
     if code < 0:
@@ -308,19 +323,20 @@ def main() -> int:
     print(f"mutants: {len(mutants)} in {len({each.file for each in mutants})} files; compiling", flush=True)
     build()
     kept = FOLDER / "results.json"
-    tests_digest = digest_of(list((TREE / "tests" / "spos_kernels").rglob("*.py")))
-    reach = baseline(digest_of([*TREE.glob("csrc/**/*.*"), *TREE.glob("spos_kernels/**/*.py")]) + tests_digest)
+    tests = [path for path in TREE.glob("tests/spos_kernels/**/*.py") if is_used(path)]
+    reach = baseline(digest_of([*TREE.glob("csrc/**/*.*"), *TREE.glob("spos_kernels/**/*.py"), *tests]))
     known: dict[str, dict[str, str]] = json.loads(kept.read_text()) if kept.exists() else {}
-    contents = {each.name: digest_of([each]) + tests_digest for each in sources()}
-    results = {key: value for key, value in known.items() if contents.get(key.split("|")[0]) == value["digest"]}
-    waiting = [each for each in mutants if each.key not in results and each.file in (options.files or contents)]
+    digests = {each.key: digest_of_mutant(each, reach) for each in mutants}
+    results = {key: value for key, value in known.items() if digests.get(key) == value["digest"]}
+    wanted = set(options.files or [each.name for each in sources()])
+    waiting = [each for each in mutants if each.key not in results and each.file in wanted]
     start = time.monotonic()
     with ThreadPoolExecutor(options.jobs) as pool:
         jobs = {pool.submit(try_mutant, each, reach): each for each in waiting}
         try:
             for done, job in enumerate(as_completed(jobs), 1):
                 mutant = jobs[job]
-                results[mutant.key] = {**job.result(), "digest": contents[mutant.file]}
+                results[mutant.key] = {**job.result(), "digest": digests[mutant.key]}
                 partial = kept.with_suffix(".partial")
                 partial.write_text(json.dumps(results, indent=1))
                 partial.replace(kept)
