@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Schedule = Literal["linear", "cosine"]
+SAMPLERS = ("uniform", "budget", "fair", "diverse")
 
 
 def _require(condition: bool, owner: object, name: str, accepted: str) -> None:
@@ -109,16 +110,36 @@ class SGDConfig:
 class TrainConfig(SGDConfig):
     """Training of the supernet, one random path a step.
 
+    `sampler` is how paths are drawn: "uniform", "budget" (uniformly within the bounds here, which are in the units of
+    SearchConfig's, 0 for none; `cost_bins` above 1 draws one of so many equal parts of the costs' range first),
+    "fair" or "diverse", or "module:function", a function of one's own; see `spos.path_samplers`.
+
     In a space with channel numbers, the first `width_warmup` of the steps, a fraction, train the widest only, and the
     next `width_widening` of them open narrower ones one after the other; see `spos.sampling`. Neither given is 0.5 and
     0.075, which ranked architectures better than drawing all widths from the start; one given leaves the other 0.
     """
 
+    sampler: str = "uniform"
+    max_flops: float = 0.0
+    min_flops: float = 0.0
+    max_params: float = 0.0
+    min_params: float = 0.0
+    max_bitops: float = 0.0
+    min_bitops: float = 0.0
+    cost_bins: int = 1
     width_warmup: float | None = None
     width_widening: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        named = isinstance(self.sampler, str) and (self.sampler in SAMPLERS or ":" in self.sampler.strip(":"))
+        _require(named, self, "sampler", f"one of {', '.join(SAMPLERS)}, or 'module:function'")
+        budget = self.sampler == "budget"
+        for name in (f"{side}_{cost}" for side in ("max", "min") for cost in ("flops", "params", "bitops")):
+            _require(getattr(self, name) >= 0, self, name, "a non-negative number, 0 for no bound")
+            _require(budget or getattr(self, name) == 0, self, name, "0 unless sampler is 'budget'")
+        _require(self.cost_bins >= 1, self, "cost_bins", "a positive integer")
+        _require(budget or self.cost_bins == 1, self, "cost_bins", "1 unless sampler is 'budget'")
         for name in ("width_warmup", "width_widening"):
             _require(0 <= (getattr(self, name) or 0) <= 1, self, name, "a fraction of the steps, from 0 to 1")
         warmup, widening = self.width_shares

@@ -58,6 +58,15 @@ HELP: dict[str, str] = {
     "space.share_clip": "of a mixed-precision space, learn one value to clip at for all numbers of bits",
     "space.initial_clip": "of a mixed-precision space, the value to clip at before training; 0 for the space's own",
     **{f"train.{key}": text for key, text in _TRAINING_HELP.items()},
+    "train.sampler": 'how paths are drawn: "uniform", "budget" (within the bounds below), "fair" (one update from a '
+    'pass for each option), "diverse" (steps in a row differ most), or "module:function"',
+    "train.max_flops": 'of sampler = "budget": at most so many multiply-accumulates for one image; 0 for no bound',
+    "train.min_flops": "at least so many; 0 for no bound",
+    "train.max_params": 'of sampler = "budget": at most so many parameters; 0 for no bound',
+    "train.min_params": "at least so many; 0 for no bound",
+    "train.max_bitops": 'of sampler = "budget": at most so many bit operations, in 2^30; 0 for no bound',
+    "train.min_bitops": "at least so many; 0 for no bound",
+    "train.cost_bins": 'of sampler = "budget": equal parts of the range of costs, one of them drawn first; 1 for none',
     "train.width_warmup": "share of the steps, the first ones, that train the widest channel numbers only; 0 for none. "
     "Without it and the next: 0.5 and 0.075",
     "train.width_widening": "share of the steps, the next ones, over which narrower channel numbers are opened one by "

@@ -65,7 +65,7 @@ def retrain(
             return RetrainResult(**{f.name: recorded[f.name] for f in dataclasses.fields(RetrainResult)})
         trained = fit(
             model,
-            lambda x, step: model(x),
+            lambda step: [model],
             stream,
             config=config,
             seed=seed,

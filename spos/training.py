@@ -1,4 +1,4 @@
-"""Stochastic gradient descent, for a supernet (one uniformly drawn path a step) and for a child alike.
+"""Stochastic gradient descent, for a supernet (by default one uniformly drawn path a step) and for a child alike.
 
 Method and defaults: arXiv 1904.00420, section 3.1 and appendix. A step's path, batch and dropout masks are functions of
 (seed, step), so that a run killed at any moment and resumed ends with the bits of an uninterrupted one. Weights off
@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +25,9 @@ from spos.config import SGDConfig, TrainConfig
 from spos.data import BatchStream, Data
 from spos.draws import torch_seed
 from spos.identity import Run, hash_network, identity_of, opened
+from spos.path_samplers import PathFunction, function_name, note, paths_of_steps
 from spos.progress import Progress
 from spos.run_directory import RunDirectory
-from spos.sampling import path_sampler
 from spos.sliced import SlicedModule
 from spos.supernet import Supernet
 from spos_kernels import SGD, GradientSink
@@ -52,11 +53,14 @@ def train_supernet(
     *,
     config: TrainConfig | None = None,
     seed: int = 0,
+    sampler: PathFunction | None = None,
     run: Run = None,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train `net` in place, one uniformly sampled path a step.
+    """Train `net` in place, one uniformly sampled path a step, or as `config.sampler` says; see `spos.path_samplers`.
 
+    `sampler(space, step, rng)`, a function of one's own, returns the architecture that a step trains, or a list of
+    those whose gradients it adds up; a run knows it by its name. `rng` is the same whenever a step is asked for.
     `run`, a directory, makes it resumable: it gets the checkpoints "supernet", the stream "train" and result.json.
     Raises ValueError where data and net do not fit, DivergenceError where the loss is no longer finite.
     """
@@ -65,19 +69,20 @@ def train_supernet(
         raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
     check_fit(net, data)
     stream = data.training_batches(config.batch_size, seed)
-    path = path_sampler(net.space, config, total_steps(config, stream), seed)
-    identity = identity_of(config, seed, data, space=net.space.fingerprint(), network=hash_network(net))
+    paths = paths_of_steps(net, config, total_steps(config, stream), seed, sampler)
+    own = {} if sampler is None else {"sampler": function_name(sampler)}
+    identity = identity_of(config, seed, data, space=net.space.fingerprint(), network=hash_network(net), **own)
     with opened(run, kind="supernet", config=dataclasses.asdict(config), identity=identity) as directory:
         result = fit(
             net,
-            lambda x, step: net(x, path(step)),
+            lambda step: [partial(net, arch=arch) for arch in paths(step)],
             stream,
             config=config,
             seed=seed,
             name="supernet",
             run=directory,
             progress=progress,
-            note=lambda step: {"arch": path(step).to_json()},
+            note=lambda step: note(paths(step)),
         )
         if directory:
             directory.write_json("result", dataclasses.asdict(result))
@@ -86,7 +91,7 @@ def train_supernet(
 
 def fit(
     model: nn.Module,
-    forward: Callable[[Tensor, int], Tensor],
+    forwards: Callable[[int], Sequence[Callable[[Tensor], Tensor]]],
     stream: BatchStream,
     *,
     config: SGDConfig,
@@ -98,7 +103,8 @@ def fit(
 ) -> TrainResult:
     """Train `model` to the configured number of steps, going on from the checkpoint `name` of `run` where there is one.
 
-    `forward(x, step)` gives the logits; `note(step)` is added to the records of the stream "train".
+    `forwards(step)` are functions from images to logits, whose gradients on the same images are added up, one for a
+    plain network; `note(step)` is added to the records of the stream "train".
     """
     total = total_steps(config, stream)
     sink = make_sink(model)
@@ -117,7 +123,8 @@ def fit(
                 for _ in range(config.accumulation):
                     x, y = (part.to(device, non_blocking=True) for part in next(batches))
                     try:
-                        _backward(forward, x, y, config, state)
+                        for forward in forwards(state.step):
+                            _backward(forward, x, y, config, state)
                     except ValueError:  # a layer may refuse the NaN that the step before left it
                         _require_finite(model, config, state)
                         raise
@@ -222,9 +229,9 @@ class _State:
         return dataclasses.asdict(self) | {"loss_sum": float(self.loss_sum), "correct": float(self.correct)}
 
 
-def _backward(forward: Callable[[Tensor, int], Tensor], x: Tensor, y: Tensor, config: SGDConfig, state: _State) -> None:
+def _backward(forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, config: SGDConfig, state: _State) -> None:
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
-        logits = forward(x, state.step)
+        logits = forward(x)
     logits = logits.float() if config.bf16 else logits
     loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
     (loss / config.accumulation).backward()
