@@ -51,7 +51,7 @@ class BudgetSampler:
         memory: int = MEMORY,
     ) -> None:
         self._space = space
-        components = table.components()
+        self.components = components = table.components()
         self._base = sum(int(c.costs.min()) for c in components)
         self._step = math.gcd(*(int(n) for c in components for n in np.unique(c.costs - c.costs.min()))) or 1
         self._groups = [_group(c, self._step) for c in components]
@@ -67,6 +67,11 @@ class BudgetSampler:
         part._narrow(low, high)
         part.count = part._counted()
         return part
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The bounds, both included, in the table's numbers, brought within what the space reaches."""
+        return self._base + self._low * self._step, self._base + self._high * self._step
 
     def _narrow(self, low: int | None, high: int | None) -> None:
         """Bring the bounds, in steps of the lattice above the cheapest, within others, in the table's numbers."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Schedule = Literal["linear", "cosine"]
+METHODS = ("evolution", "nsga2", "aging")
 SAMPLERS = ("uniform", "budget", "fair", "diverse")
 
 
@@ -177,6 +178,11 @@ class RetrainConfig(SGDConfig):
 class SearchConfig:
     """The evolutionary search, and random search of the same budget.
 
+    `method` is the paper's "evolution", "nsga2" for the trade-offs among `objectives`, or "aging" evolution with
+    tournaments of `sample_size`; see `spos.Evolution`, `spos.NSGA2` and `spos.AgingEvolution`. `objectives` are
+    "accuracy" and names of costs; the Pareto front of a result is over them, whatever the method. `repair` brings
+    children that a budget refuses within it instead of drawing random ones in their place.
+
     `population` candidates start it; each of `generations` then adds `mutations` + `crossovers` children of the
     `parents` best so far (paper: 50, 20, 25, 25, 10; mutation probability 0.1 for each decision). Image counts are for
     each candidate: `calibration_images` training images recompute its batch-normalisation statistics,
@@ -184,12 +190,16 @@ class SearchConfig:
     parameters, bit operations (in 2³⁰, see `spos.bitops`) and milliseconds (see `spos.measure_latency`), 0 for none.
     """
 
+    method: Literal["evolution", "nsga2", "aging"] = "evolution"
+    objectives: tuple[str, ...] = ("accuracy", "flops")
     population: int = 50
     generations: int = 20
     mutations: int = 25
     crossovers: int = 25
     parents: int = 10
     mutation_probability: float = 0.1
+    sample_size: int = 25
+    repair: bool = True
     max_flops: float = 0.0
     min_flops: float = 0.0
     max_params: float = 0.0
@@ -203,7 +213,10 @@ class SearchConfig:
     eval_batch_size: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("population", "parents", "eval_batch_size"):
+        _require(self.method in METHODS, self, "method", f"one of {', '.join(METHODS)}")
+        named = isinstance(self.objectives, tuple) and len(set(self.objectives)) == len(self.objectives) >= 2
+        _require(named, self, "objectives", "a tuple of two or more different names")
+        for name in ("population", "parents", "sample_size", "eval_batch_size"):
             _require(getattr(self, name) >= 1, self, name, "a positive integer")
         for name in ("generations", "mutations", "crossovers", "validation_images"):
             _require(getattr(self, name) >= 0, self, name, "a non-negative integer")

@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
-from math import gcd
 from typing import Any
 
 import numpy as np
 
 from spos.budget_sampling import BudgetSampler
+from spos.budgets import bounds_of
 from spos.config import TrainConfig
-from spos.costs import Constraint, Cost, UnsatisfiableError, bitops, feasible, flops, params, reachable
+from spos.costs import Constraint, UnsatisfiableError, feasible, flops, reachable
 from spos.draws import generator
 from spos.sampling import OpenOptions, path_sampler
 from spos.space import Arch, SearchSpace
@@ -103,14 +103,14 @@ def _balanced(sizes: Sequence[int], seed: int, number: int) -> list[list[int]]:
     """Return set `number` of as many rows as the largest size, each size's indices as evenly in its column as can be.
 
     With k not dividing the number of rows, which indices occur once more is a window of a random order of all k, going
-    round it from set to set: those of a window are different ones, and after k / gcd windows all have been in as many.
+    round it from set to set: those of a window are different ones, and all have been in as many whenever it is through.
     """
     rows, rng = max(sizes, default=1), generator(seed, "path", number)
     columns: list[np.ndarray[Any, Any]] = []
     for position, size in enumerate(sizes):
         column = list(range(size)) * (rows // size)
         if rest := rows % size:
-            cycle, turn = divmod(number, size // gcd(size, rest))
+            cycle, turn = divmod(number, size)
             order = generator(seed, f"fair {position} of {size}", cycle).permutation(size)
             column += [int(order[(turn * rest + i) % size]) for i in range(rest)]
         columns.append(rng.permutation(column))
@@ -122,7 +122,7 @@ def budget_paths(net: Supernet, config: TrainConfig, seed: int) -> Callable[[int
 
     One cost is counted, and the bounds on others are met by drawing again.
     """
-    constraints = bounds_of(config, ("flops", "params", "bitops"))
+    constraints = bounds_of(config)
     _, exact = reachable(net, constraints)
     allowed = feasible(net, constraints)
     parts = [] if config.cost_bins == 1 else _bins(net, constraints, config.cost_bins)
@@ -161,17 +161,6 @@ def _bins(net: Supernet, constraints: Sequence[Constraint], count: int) -> list[
     edges = [low + (high + 1 - low) * i // count for i in range(count + 1)]
     parts = [whole.between(a, b - 1) for a, b in pairwise(edges) if b > a]
     return [part for part in parts if part.count]
-
-
-def bounds_of(config: Any, names: Sequence[str]) -> list[Constraint]:
-    """Return the bounds `max_<cost>` and `min_<cost>` of a configuration as constraints; 0 is none."""
-    costs: dict[str, Cost] = {c.name: c for c in (flops, params, bitops)}
-    found = []
-    for name in names:
-        high, low = getattr(config, f"max_{name}"), getattr(config, f"min_{name}")
-        found += [costs[name] <= high] if high > 0 else []
-        found += [costs[name] >= low] if low > 0 else []
-    return found
 
 
 def note(paths: Paths) -> dict[str, Any]:
