@@ -134,15 +134,21 @@ def test_training_goes_on_from_the_last_good_checkpoint(tmp_path, uninterrupted)
     assert weights == uninterrupted[0] and records == uninterrupted[1]
 
 
-@pytest.mark.parametrize("search", ["evolve", "random_search"])
-def test_search_killed_and_resumed(search, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["evolution", "random", "nsga2", "aging"])
+def test_search_killed_and_resumed(method, tmp_path, monkeypatch):
+    search = "random_search" if method == "random" else "evolve"
+    config = SEARCH if method == "random" else dataclasses.replace(SEARCH, method=method)
+
     def run_search(directory):
         net = spos.Supernet(make_module(), input_shape=(1, 8, 8))
-        result = getattr(spos, search)(net, make_data(), config=SEARCH, run=directory)
+        result = getattr(spos, search)(net, make_data(), config=config, run=directory)
         return [(c.index, c.generation, c.arch, c.accuracy, c.loss, c.origin) for c in result.history]
 
     whole = run_search(tmp_path / "whole")
-    killed(KILLED_IN_A_SEARCH.format(search=search), tmp_path / "run", 6)
+    script = KILLED_IN_A_SEARCH.format(search=search)
+    if method != "random":
+        script = script.replace("config=SEARCH", f"config=dataclasses.replace(SEARCH, method={method!r})")
+    killed(script, tmp_path / "run", 6)
     stream = tmp_path / "run" / ("evolution.jsonl" if search == "evolve" else "random.jsonl")
     assert len(stream.read_text().splitlines()) == 6
     with stream.open("a") as file:
