@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from spos.latency_file import load_latency, save_latency
     from spos.latency_table import LatencyTable, measure_latency
     from spos.modules import fuse, unfuse
+    from spos.nsga2 import NSGA2
     from spos.quantized import QuantizedConv2d, SlicedQuantizedConv2d
     from spos.retraining import RetrainResult, retrain
     from spos.run_directory import RunDirectory
     from spos.sliced import SlicedBatchNorm2d, SlicedConv2d, SlicedLinear, SlicedModule
     from spos.space import Arch, Decision, SearchSpace
+    from spos.strategies import AgingEvolution, Evolution, RandomSearch
     from spos.supernet import Supernet
     from spos.training import DivergenceError, TrainResult, load_weights, train_supernet
 
@@ -72,11 +74,13 @@ _NAMES = {
     "spos.latency_file": ("load_latency", "save_latency"),
     "spos.latency_table": ("LatencyTable", "measure_latency"),
     "spos.modules": ("fuse", "unfuse"),
+    "spos.nsga2": ("NSGA2",),
     "spos.quantized": ("QuantizedConv2d", "SlicedQuantizedConv2d"),
     "spos.retraining": ("RetrainResult", "retrain"),
     "spos.run_directory": ("RunDirectory",),
     "spos.sliced": ("SlicedBatchNorm2d", "SlicedConv2d", "SlicedLinear", "SlicedModule"),
     "spos.space": ("Arch", "Decision", "SearchSpace"),
+    "spos.strategies": ("AgingEvolution", "Evolution", "RandomSearch"),
     "spos.supernet": ("Supernet",),
     "spos.training": ("DivergenceError", "TrainResult", "load_weights", "train_supernet"),
 }

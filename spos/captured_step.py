@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spos.choices import ChoiceBlock
-from spos.config import SGDConfig
+from spos.config import SGDConfig, TrainConfig
 from spos.draws import torch_seed
 from spos.modules import is_observed, norm_options
 from spos.spaces.shufflenet import ConvNormReLU, ShuffleBlock, ShuffleNetOneShot
@@ -126,6 +126,8 @@ def reason_against(net: Supernet, config: SGDConfig | None = None) -> str | None
         return f"accumulation = {config.accumulation}"
     if config is not None and config.bf16:
         return "bf16 = true"
+    if isinstance(config, TrainConfig) and (config.sampler == "fair" or ":" in config.sampler):
+        return f"sampler = {config.sampler!r}, which may train several paths in a step"
     network = net.module
     if type(network) is not ShuffleNetOneShot:
         return f"{type(network).__name__} is no network of shufflenet-oneshot"

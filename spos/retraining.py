@@ -66,7 +66,7 @@ def retrain(
             return RetrainResult(**{f.name: recorded[f.name] for f in dataclasses.fields(RetrainResult)})
         trained = fit(
             model,
-            AutogradStep(model, lambda x, step: model(x), config, seed),
+            AutogradStep(model, lambda step: [model], config, seed),
             stream,
             config=config,
             name="child",

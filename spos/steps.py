@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -62,12 +62,20 @@ class Step(Protocol):
 
 
 class AutogradStep:
-    """A step through autograd and `spos_kernels.SGD`. `forward(x, number)` gives the logits."""
+    """A step through autograd and `spos_kernels.SGD`.
+
+    `forwards(number)` are functions from images to logits, whose gradients on the same images are added up: one for a
+    plain network.
+    """
 
     def __init__(
-        self, model: nn.Module, forward: Callable[[Tensor, int], Tensor], config: SGDConfig, seed: int
+        self,
+        model: nn.Module,
+        forwards: Callable[[int], Sequence[Callable[[Tensor], Tensor]]],
+        config: SGDConfig,
+        seed: int,
     ) -> None:
-        self._model, self._forward, self._config, self._seed = model, forward, config, seed
+        self._model, self._forwards, self._config, self._seed = model, forwards, config, seed
         self._sink = make_sink(model)
         self._optimizer = make_optimizer(model, config, self._sink)
 
@@ -81,12 +89,13 @@ class AutogradStep:
             torch.manual_seed(torch_seed(self._seed, "layers", number))
             for _ in range(config.accumulation):
                 x, y = (part.to(device, non_blocking=True) for part in next(batches))
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
-                    logits = self._forward(x, number)
-                logits = logits.float() if config.bf16 else logits
-                loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-                (loss / config.accumulation).backward()
-                window.add(loss, logits, y)
+                for forward in self._forwards(number):
+                    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
+                        logits = forward(x)
+                    logits = logits.float() if config.bf16 else logits
+                    loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+                    (loss / config.accumulation).backward()
+                    window.add(loss, logits, y)
         if config.clip_norm > 0 and sink:
             sink.clip_grad_norm_(config.clip_norm)
         elif config.clip_norm > 0:

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent, for a supernet (one uniformly drawn path a step) and for a child alike.
+"""Stochastic gradient descent, for a supernet (by default one uniformly drawn path a step) and for a child alike.
 
 Method and defaults: arXiv 1904.00420, section 3.1 and appendix. A step's path, batch and dropout masks are functions of
 (seed, step), so that a run killed at any moment and resumed ends with the bits of an uninterrupted one. Weights off
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,9 +23,9 @@ from spos.captured_step import CapturedStep, reason_against
 from spos.config import SGDConfig, TrainConfig
 from spos.data import BatchStream, Data
 from spos.identity import Run, hash_network, identity_of, opened
+from spos.path_samplers import PathFunction, function_name, note, paths_of_steps
 from spos.progress import Progress
 from spos.run_directory import RunDirectory
-from spos.sampling import path_sampler
 from spos.steps import AutogradStep, Step, Window
 from spos.supernet import Supernet
 
@@ -49,12 +50,15 @@ def train_supernet(
     *,
     config: TrainConfig | None = None,
     seed: int = 0,
+    sampler: PathFunction | None = None,
     run: Run = None,
     progress: Progress | None = None,
     capture: bool = True,
 ) -> TrainResult:
-    """Train `net` in place, one uniformly sampled path a step.
+    """Train `net` in place, one uniformly sampled path a step, or as `config.sampler` says; see `spos.path_samplers`.
 
+    `sampler(space, step, rng)`, a function of one's own, returns the architecture that a step trains, or a list of
+    those whose gradients it adds up; a run knows it by its name. `rng` is the same whenever a step is asked for.
     `run`, a directory, makes it resumable: it gets the checkpoints "supernet", the stream "train" and result.json.
     capture: on a GPU, take the step that is captured once for all paths, where net and config allow it
     (`spos.captured_step.reason_against`). Its rounding and its dropout are its own, and so a run begun without it goes
@@ -66,22 +70,23 @@ def train_supernet(
         raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
     check_fit(net, data)
     stream = data.training_batches(config.batch_size, seed)
-    path = path_sampler(net.space, config, total_steps(config, stream), seed)
-    captured = capture and reason_against(net, config) is None
-    identity = identity_of(config, seed, data, space=net.space.fingerprint(), network=hash_network(net))
+    paths = paths_of_steps(net, config, total_steps(config, stream), seed, sampler)
+    captured = capture and sampler is None and reason_against(net, config) is None
+    own = {} if sampler is None else {"sampler": function_name(sampler)}
+    identity = identity_of(config, seed, data, space=net.space.fingerprint(), network=hash_network(net), **own)
     identity["config"] += " captured" if captured else ""
     with opened(run, kind="supernet", config=dataclasses.asdict(config), identity=identity) as directory:
         result = fit(
             net,
-            CapturedStep(net, path, config, seed)
+            CapturedStep(net, lambda step: paths(step)[0], config, seed)
             if captured
-            else AutogradStep(net, lambda x, step: net(x, path(step)), config, seed),
+            else AutogradStep(net, lambda step: [partial(net, arch=arch) for arch in paths(step)], config, seed),
             stream,
             config=config,
             name="supernet",
             run=directory,
             progress=progress,
-            note=lambda step: {"arch": path(step).to_json()},
+            note=lambda step: note(paths(step)),
         )
         if directory:
             directory.write_json("result", dataclasses.asdict(result))

@@ -5,7 +5,7 @@ Every stage goes on with what an earlier call left in the folder, and does nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spos.cli.display import Display, duration
@@ -64,14 +64,18 @@ def search(
         data,
         config=config.search,
         seed=config.seed,
+        reuse=[folder.directory(other) for other in folder.search_stages() if other != stage],
         run=folder.directory(stage),
         progress=display.progress,
     )
-    best = result.best
+    best, reused = result.best, sum(c.reused for c in result.history)
     display.say(
-        f"{'random search' if random else 'evolution'}: {len(result.history)} candidates, best {_listed(best.arch)}: "
+        f"{'random search' if random else 'evolution'}: {len(result.history)} candidates"
+        f"{f', {reused} of them scored by another search' * bool(reused)}, best {_listed(best.arch)}: "
         f"validation accuracy {best.accuracy:.2%}, {_cost(best.flops, best.params, best.bitops, best.latency)}"
     )
+    if not random and config.search.method == "nsga2":
+        display.say(f"Pareto front of {', '.join(config.search.objectives)}: {len(result.pareto)} architectures")
     _say_labels(net.space, best.arch, display)
 
 
@@ -223,16 +227,25 @@ def require(folder: RunFolder, stage: str, command: str, options: str = "") -> N
 def _comparisons(net: spos.Supernet, chosen: Arch, count: int, seed: int) -> list[Arch]:
     """Different random architectures with FLOPs, or bit operations where bits are a choice, within 1% of the chosen."""
     import spos
+    from spos.costs import sampler
     from spos.quantized import has_bits
 
-    name = "bit operations" if has_bits(net) else "FLOPs"
-    cost: Callable[[Sequence[int]], int] = (spos.bitops if has_bits(net) else spos.flops).table(net)
-    target = cost(chosen)
+    if not count:
+        return []
+    name, cost = ("bit operations", spos.bitops) if has_bits(net) else ("FLOPs", spos.flops)
+    target = cost(net, chosen)
+    around = sampler(net, [cost >= (1 - _TOLERANCE) * target, cost <= (1 + _TOLERANCE) * target])
+    if around is not None and around.count <= count:  # the chosen one may be among them
+        raise ValueError(
+            f"random-archs = {count}: only {around.count:,} architectures have {name} within {_TOLERANCE:.0%} of "
+            f"{target:,}"
+        )
+    draw = net.space.sample if around is None else around.sample
     rng = spos.generator(seed, "comparison")
     found: dict[Arch, None] = {}  # in the order of drawing: asking for more later starts with the same ones
-    for _ in range(_COMPARISON_DRAWS if count else 0):
-        arch = net.space.sample(rng)
-        if arch != chosen and abs(cost(arch) - target) <= _TOLERANCE * target:
+    for _ in range(_COMPARISON_DRAWS):
+        arch = draw(rng)
+        if arch != chosen and abs(cost(net, arch) - target) <= _TOLERANCE * target:
             found[arch] = None
             if len(found) == count:
                 break

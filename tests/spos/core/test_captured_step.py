@@ -156,6 +156,7 @@ def frozen() -> spos.Supernet:
     [
         (supernet, {"accumulation": 2}, "accumulation = 2"),
         (supernet, {"bf16": True}, "bf16 = true"),
+        (supernet, {"sampler": "fair"}, "several paths in a step"),
         (lambda: spos.unfuse(supernet()), {}, "one kernel runs them"),
         (lambda: supernet().double(), {}, "GPU|float32"),
         (observed, {}, "a hook"),
