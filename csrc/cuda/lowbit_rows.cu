@@ -9,7 +9,7 @@
 //           are not centred: unsigned sums of 32 bits, which the caller's limit on k keeps exact, and a fifth sum of x
 //           alone, which zeros need.
 // Bytes     Packed weights once. x once a block, from L2: 16 columns' weights are 2 * w_bits bytes a code of k.
-// Clocks    A warp's step: 4 * (16 * w_bits / 32 + 1) loads, 4 * (20 to 50) operations to spread, 20 dp4a a row.
+// Clocks    A warp's step: 4 * (w_bits / 2 + 1) loads, 4 * (20 to 50) operations to spread, 20 dp4a a row.
 // Splits    Blocks leave their integers, the last one adds them up: the same result in any order.
 #include "cuda/lowbit_bodies.cuh"
 #include "cuda/lowbit_unpack.cuh"
@@ -18,6 +18,7 @@
 namespace spos::cuda {
 namespace {
 
+constexpr uint32_t ones = 0x01010101u;
 constexpr int tile_codes = 4 * LowbitRows::step, tile_chunks = tile_codes / LowbitRows::lane_codes;
 
 __device__ __forceinline__ uint32_t dot(const uint4& a, const uint4& b, uint32_t sum) {
@@ -59,10 +60,6 @@ struct RowsBlock {
         for (int chunk = lane; chunk < tile_chunks && from + (chunk - lane) * LowbitRows::lane_codes < last;
              chunk += 32) {
             const int64_t code = from + chunk * LowbitRows::lane_codes;
-#pragma unroll
-            for (int r = 0; r < rows; ++r)
-                sums[r][columns] =
-                    dot(x[r][chunk], make_uint4(0x01010101u, 0x01010101u, 0x01010101u, 0x01010101u), sums[r][columns]);
             uint32_t packed[columns][(chunk_bits + 31) / 32 + 1];
             int shift[columns];
 #pragma unroll
@@ -73,11 +70,17 @@ struct RowsBlock {
                 load_packed(packed[c], all, place.first, exists ? place.words(chunk_bits) : 0);
                 shift[c] = place.shift;
             }
+            uint4 mine[rows];
+#pragma unroll
+            for (int r = 0; r < rows; ++r) {
+                mine[r] = x[r][chunk];
+                sums[r][columns] = dot(mine[r], make_uint4(ones, ones, ones, ones), sums[r][columns]);
+            }
 #pragma unroll
             for (int c = 0; c < columns; ++c) {
                 const uint4 codes = unpack_bytes<bits>(packed[c], shift[c]);
 #pragma unroll
-                for (int r = 0; r < rows; ++r) sums[r][c] = dot(x[r][chunk], codes, sums[r][c]);
+                for (int r = 0; r < rows; ++r) sums[r][c] = dot(mine[r], codes, sums[r][c]);
             }
         }
     }
