@@ -146,7 +146,7 @@ struct RowsBlock {
 };
 
 template <int rows>
-__global__ void __launch_bounds__(LowbitRows::threads) rows_kernel(LowbitRows product) {
+__global__ void __launch_bounds__(LowbitRows::threads, 4) rows_kernel(LowbitRows product) {
     SHARED_ARRAY(uint4, x, [rows][tile_chunks]);
     SHARED_ARRAY(int, flag, [1]);
     RowsBlock<rows> block(product, x);
