@@ -133,6 +133,23 @@ def test_every_pair_of_widths_is_exact_at_its_extremes(
             assert isinstance(found, Tensor) and torch.equal(found, exact.long()), (x_bits, zero)
 
 
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("backend", CUDA_BACKENDS)
+def test_slices_of_channels_at_an_offset(backend: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of codes and of floats; groups of four inputs, whose words lie at odd addresses."""
+    want(monkeypatch, backend, body)
+    draws = Draws(7)
+    groups = 8 if body == "direct" else 1
+    options = {"x_quantizer": sk.Quantizer(0.9, 4, 5), "padding": 0 if body == "rows" else 1, "groups": groups}
+    height, kernel = (1, 1) if body == "rows" else (4, 3)
+    wide = draws.codes(4, 1, 43, height, 4).contiguous(memory_format=torch.channels_last)
+    weight = draws.weight(2, True, 16, 32 // groups, kernel, kernel)
+    for x in (wide[:, 3:35], wide.float()[:, 3:35], wide[:, 4:36]):
+        assert x.stride(3) == 43
+        found = on(backend, sk.lowbit_conv2d, x, weight, options)
+        assert same(found, sk.lowbit_conv2d_reference(x, weight, **options))
+
+
 @pytest.mark.parametrize("body", ["s8", "rows"])
 @pytest.mark.parametrize("backend", CUDA_BACKENDS)
 def test_the_longest_sums_are_exact_and_longer_ones_refused(
