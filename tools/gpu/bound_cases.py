@@ -210,3 +210,34 @@ def lowbit_conv2d_w4a4() -> Call:
     weight = sk.pack_weight(codes, 4, scale=torch.rand(128))
     x = torch.randint(16, (4, 128, 14, 14)).to(torch.uint8).contiguous(memory_format=torch.channels_last)
     return lambda: sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(0.1, 4), padding=1, relu=True)
+
+
+@case("x (4, 128, 14, 14) float32 to be quantized to 4 bits, the same weight")
+def lowbit_conv2d_floats_w4a4() -> Call:
+    weight = sk.pack_weight(torch.randint(16, (128, 128, 3, 3)).to(torch.uint8), 4, scale=torch.rand(128))
+    x = image(4, 128, 14, torch.float32)
+    return lambda: sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(0.1, 4), padding=1, relu=True)
+
+
+@case("x (4, 128, 14, 14) float32 to be quantized to 2 bits, 3 x 3 weight of 128 x 128 of 1 bit")
+def lowbit_conv2d_floats_w1a2() -> Call:
+    weight = sk.pack_weight(torch.randint(2, (128, 128, 3, 3)).to(torch.uint8), 1, scale=torch.rand(128))
+    x = image(4, 128, 14, torch.float32)
+    return lambda: sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(0.1, 2), padding=1, relu=True)
+
+
+@case("one row of 2048 codes of 8 bits, weight of 2048 x 2048 of 4 bits, scales, float32 results")
+def lowbit_matmul_row_w4a8() -> Call:
+    weight = sk.pack_weight(torch.randint(16, (2048, 2048)).to(torch.uint8), 4, scale=torch.rand(2048))
+    x = torch.randint(256, (1, 2048)).to(torch.uint8)
+    return lambda: sk.lowbit_matmul(x, weight, x_quantizer=sk.Quantizer(0.1, 8))
+
+
+@case("x (4, 256, 14, 14) codes of 4 bits, depthwise 3 x 3 weight of 4 bits, scales and ReLU, codes as results")
+def lowbit_conv2d_depthwise_w4a4() -> Call:
+    weight = sk.pack_weight(torch.randint(16, (256, 1, 3, 3)).to(torch.uint8), 4, scale=torch.rand(256))
+    x = torch.randint(16, (4, 256, 14, 14)).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    quantizer = sk.Quantizer(0.1, 4)
+    return lambda: sk.lowbit_conv2d(
+        x, weight, x_quantizer=quantizer, padding=1, groups=256, relu=True, out_quantizer=quantizer
+    )
