@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from spos.evaluation import Score, classify, evaluate_population, recalibrate
     from spos.evolution import Candidate, SearchResult, evolve, random_search
     from spos.latency_file import load_latency, save_latency
-    from spos.latency_table import LatencyTable, measure_latency
+    from spos.latency_measurement import measure_latency
+    from spos.latency_table import LatencyTable
     from spos.modules import fuse, unfuse
     from spos.quantized import QuantizedConv2d, SlicedQuantizedConv2d
     from spos.retraining import RetrainResult, retrain
@@ -70,7 +71,8 @@ _NAMES = {
     "spos.evaluation": ("Score", "classify", "evaluate_population", "recalibrate"),
     "spos.evolution": ("Candidate", "SearchResult", "evolve", "random_search"),
     "spos.latency_file": ("load_latency", "save_latency"),
-    "spos.latency_table": ("LatencyTable", "measure_latency"),
+    "spos.latency_measurement": ("measure_latency",),
+    "spos.latency_table": ("LatencyTable",),
     "spos.modules": ("fuse", "unfuse"),
     "spos.quantized": ("QuantizedConv2d", "SlicedQuantizedConv2d"),
     "spos.retraining": ("RetrainResult", "retrain"),

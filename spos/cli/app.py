@@ -93,14 +93,14 @@ def train(
 def latency(
     run: Run,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images at a time.")] = 8,
-    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs to take medians of.")] = 30,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of which the shortest counts.")] = 10,
     check: Annotated[
         int, typer.Option(metavar="N", min=0, help="Random networks to compare with what is predicted of them.")
     ] = 20,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
-    """Measure what each block of RUN's networks takes, packed, at every option: for searches within a latency."""
+    """Measure what each block of RUN's networks takes, as they are deployed, at every option: for `--max-latency`."""
     with _friendly(debug) as display:
         from spos.cli.latency import measure
 
