@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import TYPE_CHECKING
 
 from spos.budget_sampling import BudgetSampler
 from spos.cost_table import CostTable
@@ -35,6 +36,9 @@ from spos.measurement import (
 )
 from spos.space import Arch
 from spos.supernet import Supernet
+
+if TYPE_CHECKING:
+    from spos.latency_table import LatencyTable
 
 __all__ = [
     "Constraint",
@@ -158,6 +162,11 @@ class _MeasuredCost(Cost):
     def known(self, net: Supernet) -> bool:
         """Whether the supernet has a table."""
         return self._key in net.__dict__
+
+    def measured(self, net: Supernet) -> LatencyTable:
+        """Return the table that was given to the supernet, with what it holds for."""
+        found: LatencyTable = self.table(net).source  # type: ignore[attr-defined]
+        return found
 
 
 latency = _MeasuredCost("latency", 10**6)  # nanoseconds in a millisecond

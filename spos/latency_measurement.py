@@ -98,8 +98,10 @@ def measure_latency(
     return LatencyTable(net.name, network_hash, shape, batch, machine, rest, tuple(measured)).attach(net)
 
 
-def time_networks(net: Supernet, archs: Sequence[Sequence[int]], *, batch: int = 1, rounds: int = ROUNDS) -> list[float]:
-    """Return the least time of each network, whole, in milliseconds, as `measure_latency` runs them. They take turns."""
+def time_networks(
+    net: Supernet, archs: Sequence[Sequence[int]], *, batch: int = 1, rounds: int = ROUNDS
+) -> list[float]:
+    """Return the least time of each network, whole, in milliseconds, run as `measure_latency` does and in turns."""
     _check(net, batch, rounds)
     images = _images(net, batch)
     least: list[float] = []

@@ -15,6 +15,7 @@ from spos.costs import latency
 from spos.identity import hash_network
 from spos.supernet import Supernet
 
+
 @dataclass(frozen=True)
 class BlockLatency:
     """A block's name, those of the decisions inside of it, and by the labels of their options the least time in

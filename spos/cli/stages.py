@@ -73,6 +73,8 @@ def search(
         f"validation accuracy {best.accuracy:.2%}, {_cost(best.flops, best.params, best.bitops, best.latency)}"
     )
     _say_labels(net.space, best.arch, display)
+    if best.latency is not None:
+        _say_measured(net, best.arch, display)
 
 
 def retrain(
@@ -155,17 +157,32 @@ def _retrain_one(
 def _attach_latency(folder: RunFolder, net: spos.Supernet, display: Display, *, needed: bool) -> None:
     """Gives the supernet the run's table of latencies; where it is not needed, says why it cannot be used."""
     import spos
+    from spos.latency_measurement import other_machine
 
     if not folder.latency.exists():
         if needed:
             raise RunDirectoryError(f"{folder.latency} does not exist: run `spos latency {folder.path}` first")
         return
     try:
-        spos.load_latency(folder.latency).attach(net)
+        table = spos.load_latency(folder.latency).attach(net)
     except ValueError as error:
         if needed:
             raise ValueError(f"{folder.latency}: {error}") from None
         display.say(f"note: no latencies are shown: {error}")
+        return
+    if changed := other_machine(table, net):
+        display.say(f"note: latencies were measured with {changed}")
+
+
+def _say_measured(net: spos.Supernet, arch: Arch, display: Display) -> None:
+    """Measures a network whole, beside what the table predicts of it."""
+    import spos
+    from spos.latency_measurement import time_networks
+
+    table = spos.latency.measured(net)
+    [milliseconds] = time_networks(net, [arch], batch=table.batch)
+    display.say(f"  latency of {table.batch} images: {spos.latency(net, arch):.3g} ms predicted, {milliseconds:.3g} ms "
+                "measured now")  # fmt: skip
 
 
 def prepare(config: Config, display: Display) -> tuple[spos.Data, spos.Supernet]:
