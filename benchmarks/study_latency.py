@@ -40,7 +40,8 @@ def main() -> None:
     print(
         f"{options.space}, {options.batch} images of {options.image_size}², {options.threads} threads, "
         f"{table.machine['processor']}, {table.machine['isa']}: table in {time.perf_counter() - start:.0f} s, "
-        f"quartiles {spread:.1%} apart; networks take {low:.2f} to {high:.2f} ms, {table.rest / 1e6:.2f} ms of it in no block"
+        f"quartiles {spread:.1%} apart; networks take {low:.2f} to {high:.2f} ms, {table.rest / 1e6:.2f} ms of it "
+        "in no block"
     )
     rng = spos.generator(0, "latency check")
     uniform = [net.space.sample(rng) for _ in range(options.networks)]

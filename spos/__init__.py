@@ -22,9 +22,11 @@ if TYPE_CHECKING:
         bitops,
         count_bitops,
         count_flops,
+        count_peak_memory,
         flops,
         latency,
         params,
+        peak_memory,
         profile,
     )
     from spos.data import Data
@@ -60,9 +62,11 @@ _NAMES = {
         "bitops",
         "count_bitops",
         "count_flops",
+        "count_peak_memory",
         "flops",
         "latency",
         "params",
+        "peak_memory",
         "profile",
     ),
     "spos.data": ("Data",),

@@ -8,6 +8,10 @@ published: ResNet-18 at 2 bits has 6.32. Layers in full precision, such as the f
 are exact integers; in that unit they are floats without rounding, because it is a power of two. Latencies, in
 milliseconds, are sums of measured times: `spos.measure_latency` gives them to a supernet.
 
+`spos.peak_memory(net, arch)` is the most bytes of activations that there are at one time while one image goes through
+the child in eval mode, in the dtype of the weights; N images take N times as many. `spos.activation_memory` says what
+counts. It is the largest of what each block comes to, not a sum.
+
 A supernet is measured once for each option, not once for each architecture: the costs of the options on a path, plus
 those of what every path shares, add up as long as the options of each block turn the same input shape into the same
 output shape, and what a sliced layer costs goes with the elements of its slice, and with its bits. That is checked on
@@ -22,6 +26,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING
 
+from spos.activation_memory import PeakTable, count_peak_memory
 from spos.budget_sampling import BudgetSampler
 from spos.cost_table import CostTable
 from spos.draws import generator
@@ -48,10 +53,12 @@ __all__ = [
     "bitops",
     "count_bitops",
     "count_flops",
+    "count_peak_memory",
     "feasible",
     "flops",
     "latency",
     "params",
+    "peak_memory",
     "profile",
 ]
 
@@ -116,10 +123,13 @@ class Cost:
         if not isinstance(net, Supernet):
             raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
         cache: dict[object, CostTable] = net.__dict__.setdefault("_cost_tables", {})
-        key = (self.name, net.input_shape, tuple(p.requires_grad for p in net.parameters()))
+        key = (self.name, net.input_shape, tuple((p.requires_grad, p.dtype) for p in net.parameters()))
         if key not in cache:
-            cache[key] = CostTable.of(net, self.measure)
+            cache[key] = self._make(net)
         return cache[key]
+
+    def _make(self, net: Supernet) -> CostTable:
+        return CostTable.of(net, self.measure)
 
 
 def _bound(name: str, bound: float) -> float:
@@ -134,7 +144,7 @@ bitops = Cost("bitops", measure_bitops, BITOPS_UNIT)
 
 
 def _not_counted(net: Supernet, arch: Arch) -> Measurement:
-    raise ValueError("latency is measured, not counted: expected spos.measure_latency")
+    raise ValueError("this cost is no count of parts")
 
 
 class _MeasuredCost(Cost):
@@ -170,6 +180,19 @@ class _MeasuredCost(Cost):
 
 
 latency = _MeasuredCost("latency", 10**6)  # nanoseconds in a millisecond
+
+
+class _PeakCost(Cost):
+    """A cost of which the largest part counts, not the sum."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, _not_counted)
+
+    def _make(self, net: Supernet) -> CostTable:
+        return PeakTable(net)
+
+
+peak_memory = _PeakCost("peak_memory")
 
 
 class UnsatisfiableError(ValueError):
@@ -213,7 +236,8 @@ def sampler(net: Supernet, constraints: Sequence[Constraint]) -> BudgetSampler |
         high = min((math.floor(b) for upper, b in bounds if upper and b < math.inf), default=None)
         low = max((math.ceil(b) for upper, b in bounds if not upper and b > -math.inf), default=None)
         try:
-            one = BudgetSampler(net.space, cost.table(net), low=low, high=high)
+            table, low, high = cost.table(net).counting(low, high)
+            one = BudgetSampler(net.space, table, low=low, high=high)
         except ValueError:
             continue
         if found is None or one.count < found.count:
