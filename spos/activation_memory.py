@@ -51,6 +51,10 @@ def count_peak_memory(module: nn.Module, input_shape: Sequence[int]) -> int:
     return trace(module, input_shape, {}).peak
 
 
+# Operations in eval mode on every element by itself that torch does not tag so.
+_BY_ELEMENT = ("batch_norm", "hardswish", "prelu")
+
+
 @dataclass
 class Trace:
     """What was there while each operation ran, in bytes, and in which block it ran, None for none.
@@ -163,7 +167,7 @@ class _Recorder(TorchDispatchMode):
         for key, tensor in new.items():
             size = tensor.untyped_storage().nbytes()
             self._activations[key] = _Activation(size, number, number)
-            if torch.Tag.pointwise in func.tags or "batch_norm" in func.__name__:
+            if torch.Tag.pointwise in func.tags or any(name in func.__name__ for name in _BY_ELEMENT):
                 same = [a for a, t in operands if t.shape == tensor.shape and a.size == size]
                 self._overwrites.append((number, same))
 
