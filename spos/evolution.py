@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from spos.budget_sampling import BudgetSampler
+from spos.budgets import bounds_of
 from spos.config import SearchConfig
 from spos.costs import Constraint, UnsatisfiableError, bitops, feasible, flops, latency, params, reachable
 from spos.data import Data
@@ -231,7 +232,7 @@ def _search(
     if not isinstance(net, Supernet):
         raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
     check_fit(net, data)
-    constraints = [*constraints, *_bounds(config)]
+    constraints = [*constraints, *bounds_of(config)]
     ranges, exact = reachable(net, constraints)
     allowed = feasible(net, constraints)
     limits = sorted(str(c) for c in constraints)
@@ -346,17 +347,3 @@ def _score_group(
 
 def _from_record(record: dict[str, Any]) -> Candidate:
     return Candidate(**(record | {"arch": Arch(record["arch"])}))
-
-
-def _bounds(config: SearchConfig) -> list[Constraint]:
-    bounds = (
-        (config.max_flops, flops.__le__),
-        (config.min_flops, flops.__ge__),
-        (config.max_params, params.__le__),
-        (config.min_params, params.__ge__),
-        (config.max_bitops, bitops.__le__),
-        (config.min_bitops, bitops.__ge__),
-        (config.max_latency, latency.__le__),
-        (config.min_latency, latency.__ge__),
-    )
-    return [constrain(bound) for bound, constrain in bounds if bound > 0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from spos.cli.budget import say_budget
 from spos.cli.display import Display, duration
 from spos.config import Config
 from spos.run_directory import RunDirectoryError, versions
@@ -50,6 +51,7 @@ def search(
 ) -> None:
     """Evolves architectures, or draws as many at random, and scores them with the trained supernet's weights."""
     import spos
+    from spos.budgets import bounds_of
 
     require(folder, SUPERNET, "spos train")
     data, net = prepare(config, display)
@@ -57,6 +59,7 @@ def search(
         spos.load_weights(net, run, "supernet")
     stage = search_stage(label)
     _attach_latency(folder, net, display, needed=bool(config.search.max_latency or config.search.min_latency))
+    say_budget(net, bounds_of(config.search), display)
     _begin(folder, stage, config, display)
     method = spos.random_search if random else spos.evolve
     result = method(

@@ -241,8 +241,9 @@ def test_counting_is_exact() -> None:
     for some, all_peaks in ((net, peaks), (net2, None)):
         low, high = spos.peak_memory.range(some)
         middle = (low + high) // 2
-        for constraints in ([spos.peak_memory <= middle], [spos.peak_memory >= middle],
-                            [spos.peak_memory >= low + 1, spos.peak_memory <= high - 1], [spos.peak_memory <= high]):  # fmt: skip
+        within = [spos.peak_memory >= low + 1, spos.peak_memory <= high - 1]
+        bounds = [[spos.peak_memory <= middle], [spos.peak_memory >= middle], within, [spos.peak_memory <= high]]
+        for constraints in bounds:
             passes = [all(c.allows(p) for c in constraints) for p in all_peaks] if all_peaks else None
             found = spos.profile(some, constraints)
             exact = sampler(some, constraints)
@@ -264,6 +265,19 @@ def test_a_search_keeps_to_the_bound() -> None:
     assert all(spos.peak_memory(net, c.arch) <= low < high for c in found.history)
     with pytest.raises(spos.UnsatisfiableError, match=rf"peak_memory <= {low - 1} .* from {low:,} to {high:,}"):
         spos.evolve(net, data, constraints=[spos.peak_memory <= low - 1], config=SEARCH)
+
+
+def test_beside_another_cost_it_is_drawn_from_or_tried() -> None:
+    net = channels_support.small_net(operators=("choice_3", "choice_x"), widths=(0.5, 1.0, 2.0))
+    memory, flops = (cost.range(net) for cost in (spos.peak_memory, spos.flops))
+    both = [spos.peak_memory <= memory[0], spos.flops <= (flops[0] + flops[1]) // 2]
+    found = spos.profile(net, both, draws=300)
+    exact = sampler(net, both)
+    allowed = spos.costs.feasible(net, both)
+    draws = [allowed(exact.sample(rng)) for rng in [spos.generator(5, "draws")] for _ in range(1000)]
+    assert all(spos.peak_memory(net, exact.sample(spos.generator(6, "draw", i))) <= memory[0] for i in range(20))
+    assert found.draws == 300 and found.acceptance == pytest.approx(sum(draws) / 1000, abs=0.1)
+    assert found.feasible_fraction == pytest.approx(found.acceptance * exact.count / net.space.size())
 
 
 def test_too_many_combinations_are_traced_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
