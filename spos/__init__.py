@@ -18,13 +18,16 @@ if TYPE_CHECKING:
         Constraint,
         Cost,
         Profile,
+        Share,
         UnsatisfiableError,
         bitops,
         count_bitops,
         count_flops,
+        count_peak_memory,
         flops,
         latency,
         params,
+        peak_memory,
         profile,
     )
     from spos.data import Data
@@ -33,7 +36,8 @@ if TYPE_CHECKING:
     from spos.evaluation import Score, classify, evaluate_population, recalibrate
     from spos.evolution import Candidate, SearchResult, evolve, random_search
     from spos.latency_file import load_latency, save_latency
-    from spos.latency_table import LatencyTable, measure_latency
+    from spos.latency_measurement import measure_latency
+    from spos.latency_table import LatencyTable
     from spos.modules import fuse, unfuse
     from spos.nsga2 import NSGA2
     from spos.quantized import QuantizedConv2d, SlicedQuantizedConv2d
@@ -57,13 +61,16 @@ _NAMES = {
         "Constraint",
         "Cost",
         "Profile",
+        "Share",
         "UnsatisfiableError",
         "bitops",
         "count_bitops",
         "count_flops",
+        "count_peak_memory",
         "flops",
         "latency",
         "params",
+        "peak_memory",
         "profile",
     ),
     "spos.data": ("Data",),
@@ -72,7 +79,8 @@ _NAMES = {
     "spos.evaluation": ("Score", "classify", "evaluate_population", "recalibrate"),
     "spos.evolution": ("Candidate", "SearchResult", "evolve", "random_search"),
     "spos.latency_file": ("load_latency", "save_latency"),
-    "spos.latency_table": ("LatencyTable", "measure_latency"),
+    "spos.latency_measurement": ("measure_latency",),
+    "spos.latency_table": ("LatencyTable",),
     "spos.modules": ("fuse", "unfuse"),
     "spos.nsga2": ("NSGA2",),
     "spos.quantized": ("QuantizedConv2d", "SlicedQuantizedConv2d"),

@@ -187,7 +187,8 @@ class SearchConfig:
     `parents` best so far (paper: 50, 20, 25, 25, 10; mutation probability 0.1 for each decision). Image counts are for
     each candidate: `calibration_images` training images recompute its batch-normalisation statistics,
     `validation_images` held-out images score it (0: all of them). Budgets are upper bounds in multiply-accumulates,
-    parameters, bit operations (in 2³⁰, see `spos.bitops`) and milliseconds (see `spos.measure_latency`), 0 for none.
+    parameters, bit operations (in 2³⁰, see `spos.bitops`), milliseconds (see `spos.measure_latency`) and bytes of
+    activations for one image (see `spos.peak_memory`), 0 for none.
     """
 
     method: Literal["evolution", "nsga2", "aging"] = "evolution"
@@ -208,6 +209,8 @@ class SearchConfig:
     min_bitops: float = 0.0
     max_latency: float = 0.0
     min_latency: float = 0.0
+    max_peak_memory: float = 0.0
+    min_peak_memory: float = 0.0
     calibration_images: int = 2560
     validation_images: int = 0
     eval_batch_size: int = 128
@@ -222,7 +225,7 @@ class SearchConfig:
             _require(getattr(self, name) >= 0, self, name, "a non-negative integer")
         _require(0 < self.mutation_probability <= 1, self, "mutation_probability", "a probability in (0, 1]")
         _require(self.calibration_images >= 2, self, "calibration_images", "an integer of at least 2")
-        for cost in ("flops", "params", "bitops", "latency"):
+        for cost in ("flops", "params", "bitops", "latency", "peak_memory"):
             for name in (f"max_{cost}", f"min_{cost}"):
                 _require(getattr(self, name) >= 0, self, name, "a non-negative number, 0 for no bound")
 

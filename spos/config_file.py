@@ -89,6 +89,8 @@ HELP: dict[str, str] = {
     "search.min_bitops": "at least so many; 0 for no bound",
     "search.max_latency": "budget: milliseconds a batch, as `spos latency` has measured; 0 for none",
     "search.min_latency": "lower bound in the same unit; 0 for none",
+    "search.max_peak_memory": "budget: most bytes of activations at one time, for one image; 0 for no bound",
+    "search.min_peak_memory": "at least so many; 0 for no bound",
     "search.calibration_images": "training images that recompute batch-normalisation statistics, for each candidate",
     "search.validation_images": "held-out images that score a candidate; 0 for all of them",
     "search.eval_batch_size": "images in a batch of evaluation",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from spos.cli.budget import say_budget
 from spos.cli.display import Display, duration
 from spos.config import Config
 from spos.run_directory import RunDirectoryError, versions
@@ -50,6 +51,7 @@ def search(
 ) -> None:
     """Evolves architectures, or draws as many at random, and scores them with the trained supernet's weights."""
     import spos
+    from spos.budgets import bounds_of
 
     require(folder, SUPERNET, "spos train")
     data, net = prepare(config, display)
@@ -57,6 +59,7 @@ def search(
         spos.load_weights(net, run, "supernet")
     stage = search_stage(label)
     _attach_latency(folder, net, display, needed=bool(config.search.max_latency or config.search.min_latency))
+    say_budget(net, bounds_of(config.search), display)
     _begin(folder, stage, config, display)
     method = spos.random_search if random else spos.evolve
     result = method(
@@ -77,6 +80,8 @@ def search(
     if not random and config.search.method == "nsga2":
         display.say(f"Pareto front of {', '.join(config.search.objectives)}: {len(result.pareto)} architectures")
     _say_labels(net.space, best.arch, display)
+    if best.latency is not None:
+        _say_measured(net, best.arch, display)
 
 
 def retrain(
@@ -159,17 +164,32 @@ def _retrain_one(
 def _attach_latency(folder: RunFolder, net: spos.Supernet, display: Display, *, needed: bool) -> None:
     """Gives the supernet the run's table of latencies; where it is not needed, says why it cannot be used."""
     import spos
+    from spos.latency_measurement import other_machine
 
     if not folder.latency.exists():
         if needed:
             raise RunDirectoryError(f"{folder.latency} does not exist: run `spos latency {folder.path}` first")
         return
     try:
-        spos.load_latency(folder.latency).attach(net)
+        table = spos.load_latency(folder.latency).attach(net)
     except ValueError as error:
         if needed:
             raise ValueError(f"{folder.latency}: {error}") from None
         display.say(f"note: no latencies are shown: {error}")
+        return
+    if changed := other_machine(table, net):
+        display.say(f"note: latencies were measured with {changed}")
+
+
+def _say_measured(net: spos.Supernet, arch: Arch, display: Display) -> None:
+    """Measures a network whole, beside what the table predicts of it."""
+    import spos
+    from spos.latency_measurement import time_networks
+
+    table = spos.latency.measured(net)
+    [milliseconds] = time_networks(net, [arch], batch=table.batch)
+    display.say(f"  latency of {table.batch} images: {spos.latency(net, arch):.3g} ms predicted, {milliseconds:.3g} ms "
+                "measured now")  # fmt: skip
 
 
 def prepare(config: Config, display: Display) -> tuple[spos.Data, spos.Supernet]:
