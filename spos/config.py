@@ -237,10 +237,15 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run: data, space, supernet training, search, retraining. `threads` 0 keeps what torch chose."""
+    """A whole run: data, space, supernet training, search, retraining. `threads` 0 keeps what torch chose.
+
+    `device` is where networks are trained and scored: "auto" is the GPU that torch sees first, else the CPU. Latencies
+    and deployed networks are of the CPU.
+    """
 
     seed: int = 0
     threads: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -250,3 +255,4 @@ class Config:
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, self, "seed", "an integer in [0, 2**63)")
         _require(0 <= self.threads <= 1024, self, "threads", "an integer from 0 to 1024")
+        _require(self.device in ("auto", "cpu", "cuda"), self, "device", "'auto', 'cpu' or 'cuda'")

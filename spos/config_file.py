@@ -40,6 +40,7 @@ _TRAINING_HELP = {
 HELP: dict[str, str] = {
     "seed": "of every random draw: paths, batches, initial weights, candidates",
     "threads": "CPU threads to compute with; 0 for torch's own choice",
+    "device": 'where networks are trained and scored: "cpu", "cuda", or "auto" for the GPU that torch sees, if any',
     "data.source": '"mnist-5k", or the path of a CIFAR-10 folder or of a folder or zip of class folders of images',
     "data.image_size": "pixels; images are resized and cut to squares",
     "data.validation_fraction": "of the training images, held out for the search, the same share of every class",

@@ -15,6 +15,8 @@ from spos.run_directory import RunDirectoryError, versions
 from spos.run_folder import SUPERNET, UNIFORM, RunFolder, retrain_stage, search_stage
 
 if TYPE_CHECKING:
+    import torch
+
     import spos
     from spos.space import Arch, SearchSpace
 
@@ -28,6 +30,7 @@ def train(folder: RunFolder, config: Config, display: Display) -> None:
     import spos
 
     data, net = prepare(config, display)
+    net.to(device_of(config, display))
     _begin(folder, SUPERNET, config, display)
     if not folder.started(SUPERNET) or folder.space() is None:
         folder.write_space(net, data)
@@ -57,6 +60,7 @@ def search(
     data, net = prepare(config, display)
     with folder.open(SUPERNET) as run:
         spos.load_weights(net, run, "supernet")
+    net.to(device_of(config, display))
     stage = search_stage(label)
     _attach_latency(folder, net, display, needed=bool(config.search.max_latency or config.search.min_latency))
     say_budget(net, bounds_of(config.search), display)
@@ -147,7 +151,7 @@ def _retrain_one(
     display.say(f"{label}: architecture {_listed(arch)}, {_cost(**costs)}")
     _say_labels(net.space, arch, display)
     result = spos.retrain(
-        net.extract(arch, weights="fresh", seed=config.seed),
+        net.extract(arch, weights="fresh", seed=config.seed).to(device_of(config, display)),
         data,
         config=config.retrain,
         seed=config.seed,
@@ -190,6 +194,21 @@ def _say_measured(net: spos.Supernet, arch: Arch, display: Display) -> None:
     [milliseconds] = time_networks(net, [arch], batch=table.batch)
     display.say(f"  latency of {table.batch} images: {spos.latency(net, arch):.3g} ms predicted, {milliseconds:.3g} ms "
                 "measured now")  # fmt: skip
+
+
+def device_of(config: Config, display: Display) -> torch.device:
+    """The device that the settings name, said where it is a GPU. ValueError where there is none."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ValueError("device = 'cuda': torch sees no GPU here, expected 'auto' or 'cpu'")
+    if not there or config.device == "cpu":
+        return torch.device("cpu")
+    from spos_kernels import backends
+
+    display.say(f"device: {torch.cuda.get_device_name()}; CUDA kernels: {backends()['cuda'].reason}")
+    return torch.device("cuda")
 
 
 def prepare(config: Config, display: Display) -> tuple[spos.Data, spos.Supernet]:
