@@ -21,7 +21,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,11 +204,24 @@ def reaching(mutant: Mutant, tests: Mapping[str, Mapping[str, Any]]) -> list[str
     return sorted(found, key=lambda name: tests[name]["seconds"])
 
 
+def with_imports(files: Iterable[Path]) -> set[Path]:
+    """These test files, what of their folders they import, directly or not, and the conftest.py of these."""
+    modules = {path.stem: path for path in TREE.glob("tests/spos_kernels/**/*.py") if path.name != "conftest.py"}
+    found: set[Path] = set()
+    waiting = [*files, *TREE.glob("tests/spos_kernels/**/conftest.py")]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            names = re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
+            waiting += [modules[name] for name in names if name in modules]
+    return found
+
+
 def digest_of_mutant(mutant: Mutant, tests: Mapping[str, Mapping[str, Any]]) -> str:
-    """Of what its result depends on: its file, the files of the tests that reach it, what they share."""
-    files = {name.split("::")[0] for name in reaching(mutant, tests)}
-    shared = [p for p in TREE.glob("tests/spos_kernels/**/*.py") if not p.name.startswith("test_")]
-    return digest_of([toolchain.KERNELS / mutant.file, *shared, *(TREE / name for name in files)])
+    """Of what its result depends on: its file, and the files of the tests that reach it."""
+    files = {TREE / name.split("::")[0] for name in reaching(mutant, tests)}
+    return digest_of([toolchain.KERNELS / mutant.file, *with_imports(files)])
 
 
 def try_mutant(mutant: Mutant, tests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
