@@ -270,6 +270,7 @@ def page(
     tried = [each for each in mutants if each.key in results]
     killed = Counter(each.file for each in tried if results[each.key]["outcome"] == "killed")
     total = Counter(each.file for each in tried)
+    not_tried = f"; {len(mutants) - len(tried)} others are not tried yet" if len(tried) < len(mutants) else ""
     lines = [
         "# Mutants of the CUDA kernels",
         "",
@@ -281,7 +282,7 @@ def page(
         "mutant survives is written",
         "by hand in `mutants.toml`.",
         "",
-        f"**{sum(killed.values())} of {len(tried)} killed.**",
+        f"**{sum(killed.values())} of {len(tried)} killed{not_tried}.**",
         "",
         "| file | mutants | killed |",
         "|---|--:|--:|",
