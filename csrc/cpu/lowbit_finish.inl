@@ -39,26 +39,46 @@ using Flag = std::conditional_t<sizeof(Real) == 4, int32_t, int64_t>;
 
 constexpr int64_t finish_width = 64;  // columns at a time, in L1
 
+// How floats become codes.
 template <typename Real>
-inline void quantize_floats(const Real* x, int64_t count, Real scale, int zero_point, int most, uint8_t* to) {
-    const Real zero = static_cast<Real>(zero_point), low = -zero, high = static_cast<Real>(most) - zero;
-    const Real inverse = 1 / scale;
-    // The product has three roundings where the quotient has one; within half a step of the range both are below
-    // most + 1.
-    const Real certain = Real(0.5) - 4 * static_cast<Real>(most + 1) * std::numeric_limits<Real>::epsilon();
-    for (int64_t first = 0; first < count; first += finish_width) {
-        const int64_t end = std::min(first + finish_width, count);
+struct CodeMaker {
+    Real scale, inverse, low, high, zero, certain;
+
+    CodeMaker(Real scale, int zero_point, int most)
+        : scale(scale),
+          inverse(1 / scale),
+          low(static_cast<Real>(-zero_point)),
+          high(static_cast<Real>(most - zero_point)),
+          zero(static_cast<Real>(zero_point)),
+          // The product has three roundings where the quotient has one, of numbers below most + 1 within half a step of
+          // the range. Nothing is certain of an inverse without all its digits.
+          certain(std::isnormal(inverse)
+                      ? Real(0.5) - 4 * static_cast<Real>(most + 1) * std::numeric_limits<Real>::epsilon()
+                      : Real(0)) {}
+
+    void operator()(const Real* x, int64_t count, uint8_t* to) const {
+        for (int64_t first = 0; first < count; first += finish_width)
+            piece(x + first, std::min(finish_width, count - first), to + first);
+    }
+
+  private:
+    void piece(const Real* x, int64_t count, uint8_t* to) const {
         Flag<Real> doubts = 0;
-        for (int64_t i = first; i < end; ++i) {
+        for (int64_t i = 0; i < count; ++i) {
             const Real steps = x[i] * inverse;
             const Real above = steps > low ? steps : low;
             const Real inside = above < high ? above : high, whole = nearest(inside);
             doubts |= std::abs(inside - whole) < certain ? 0 : 1;
             to[i] = static_cast<uint8_t>(static_cast<int32_t>(whole + zero));
         }
-        if (!doubts && std::isnormal(inverse)) continue;
-        for (int64_t i = first; i < end; ++i) to[i] = code_of(x[i], scale, low, high, zero);
+        if (!doubts) return;
+        for (int64_t i = 0; i < count; ++i) to[i] = code_of(x[i], scale, low, high, zero);
     }
+};
+
+template <typename Real>
+inline void quantize_floats(const Real* x, int64_t count, Real scale, int zero, int most, uint8_t* to) {
+    CodeMaker<Real>(scale, zero, most)(x, count, to);
 }
 
 // S of column c of a row. Modular unless it may be wider than 32 bits.
@@ -164,24 +184,37 @@ inline void guess_codes(const LowbitFinish<Real>& how, const FinishRows& rows) {
     }
 }
 
-// Floats alone, with nothing added but a bias, in registers.
-template <bool Factor, bool Bias, typename Real>
+// Floats, and what codes are wanted of them, with bias and a residual in floats added; S of 32 bits.
+template <bool Factor, bool Bias, bool Residual, typename Real>
 inline void finish_floats(const LowbitFinish<Real>& how, const FinishRows& rows) {
     const int shift = how.shift;
+    const bool relu = how.relu;
     const int64_t count = rows.count;
+    const CodeMaker<Real> make_codes(how.out_scale, how.out_zero, how.out_most);
     const int32_t* __restrict const factor = how.row_factor + (Factor ? rows.first : 0);
     const int32_t* __restrict const offset = how.low_offset + rows.first;
     const Real* __restrict const multiplier = how.multiplier + rows.first;
     const Real* __restrict const bias = how.bias + (Bias ? rows.first : 0);
     for (int64_t row = 0; row < rows.rows; ++row) {
+        const int64_t at = rows.at + row * rows.stride + rows.first;
         const int32_t* __restrict const acc = rows.acc + row * rows.acc_m;
         const int32_t row_sum = Factor ? rows.row_sums[row] : 0;
-        Real* __restrict const to = how.y + rows.at + row * rows.stride + rows.first;
-        for (int64_t c = 0; c < count; ++c) {
+        const Real* __restrict const residual = how.residual + (Residual ? at : 0);
+        Real* __restrict const y = how.y + at;
+        const auto value = [&](int64_t c) {
             const int32_t sum = exact_sum<false, Factor>(acc[c], shift, row_sum, factor, offset, c);
             const Real scaled = static_cast<Real>(sum) * multiplier[c];
-            to[c] = Bias ? scaled + bias[c] : scaled;
-        }
+            const Real moved = Bias ? scaled + bias[c] : scaled;
+            return Residual ? moved + residual[c] : moved;
+        };
+        if (relu)
+            for (int64_t c = 0; c < count; ++c) {
+                const Real v = value(c);
+                y[c] = v < 0 ? 0 : v;
+            }
+        else
+            for (int64_t c = 0; c < count; ++c) y[c] = value(c);
+        if (how.codes) make_codes(y, count, how.codes + at);
     }
 }
 
@@ -189,11 +222,15 @@ template <typename Real>
 inline void finish_rows(const LowbitFinish<Real>& how, const FinishRows& rows) {
     if (how.guess.scale) {
         how.row_factor ? guess_codes<true>(how, rows) : guess_codes<false>(how, rows);
-    } else if (how.y && !how.wide && !how.codes && !how.relu && !how.residual && !how.residual_codes) {
+    } else if (how.y && !how.wide && !how.residual_codes) {
+        const auto run = [&](auto factor, auto bias) {
+            how.residual ? finish_floats<factor.value, bias.value, true>(how, rows)
+                         : finish_floats<factor.value, bias.value, false>(how, rows);
+        };
         if (how.row_factor)
-            how.bias ? finish_floats<true, true>(how, rows) : finish_floats<true, false>(how, rows);
+            how.bias ? run(std::true_type{}, std::true_type{}) : run(std::true_type{}, std::false_type{});
         else
-            how.bias ? finish_floats<false, true>(how, rows) : finish_floats<false, false>(how, rows);
+            how.bias ? run(std::false_type{}, std::true_type{}) : run(std::false_type{}, std::false_type{});
     } else {
         for (int64_t row = 0; row < rows.rows; ++row) finish_row(how, rows, row);
     }

@@ -112,8 +112,7 @@ class Convolution {
         for (int64_t row = begin; row < end; ++row) {
             body_.row({call_.out_width, panels_, call_.kernel_height, taps_,
                        image + (row - begin) * call_.stride * padded_, padded_, call_.stride * call_.channels, weight,
-                       line});
-            body_.finish({call_.out_width, width_, scale, bias, call_.relu, line});
+                       scale, bias, call_.relu, line});
             if (!call_.max_pool) {
                 for (int64_t pixel = 0; pixel < call_.out_width; ++pixel)
                     std::copy(line + pixel * width_, line + pixel * width_ + call_.outputs,

@@ -24,8 +24,8 @@ struct StemConv2d {
     int64_t x_n, x_c, x_h, x_w;  // strides in elements
     const float* weight;         // [outputs, channels, kernel_height, kernel_width]
     int64_t weight_n, weight_c, weight_h, weight_w;
-    const double* scale;         // [outputs]
-    const double* bias;          // [outputs]
+    const double* scale;  // [outputs]
+    const double* bias;   // [outputs]
     bool relu, max_pool;
     double* y;  // [batch, rows, columns, outputs]
 

@@ -15,9 +15,11 @@ namespace {
 constexpr int stem_vectors = 2;
 
 template <class V, int Pixels>
-inline void stem_tile(const StemRow& row, const double* a, const double* weight, double* to) {
+inline void stem_tile(const StemRow& row, const double* a, int64_t panel, double* to) {
     using Value = typename V::Value;
+    constexpr int64_t outputs = stem_vectors * V::lanes;
     const int64_t step = row.a_pixel;
+    const double* weight = row.weight + panel * row.kernel_rows * row.taps * outputs;
     Value sum[Pixels][stem_vectors];
     SPOS_UNROLL
     for (int p = 0; p < Pixels; ++p) {
@@ -34,7 +36,7 @@ inline void stem_tile(const StemRow& row, const double* a, const double* weight,
             Value w[stem_vectors];
             SPOS_UNROLL
             for (int j = 0; j < stem_vectors; ++j) w[j] = V::load(weight + j * V::lanes);
-            weight += stem_vectors * V::lanes;
+            weight += outputs;
             SPOS_UNROLL
             for (int p = 0; p < Pixels; ++p) {
                 const Value x = V::broadcast(from[p / 3] + p % 3 * step + tap);
@@ -43,38 +45,30 @@ inline void stem_tile(const StemRow& row, const double* a, const double* weight,
             }
         }
     }
-    const int64_t width = row.panels * stem_vectors * V::lanes;
+    to += panel * outputs;
     SPOS_UNROLL
-    for (int p = 0; p < Pixels; ++p) {
+    for (int j = 0; j < stem_vectors; ++j) {
+        const Value scale = V::load(row.scale + panel * outputs + j * V::lanes);
+        const Value bias = V::load(row.bias + panel * outputs + j * V::lanes);
         SPOS_UNROLL
-        for (int j = 0; j < stem_vectors; ++j) V::store(to + p * width + j * V::lanes, sum[p][j]);
+        for (int p = 0; p < Pixels; ++p) {
+            const Value y = V::add(V::multiply(sum[p][j], scale), bias);
+            V::store(to + p * row.panels * outputs + j * V::lanes, row.relu ? V::relu(y) : y);
+        }
     }
 }
 
 template <class V, int Pixels>
-inline void stem_tiles(const StemRow& row, int64_t pixel, const double* weight, double* to) {
-    const int64_t width = row.panels * stem_vectors * V::lanes;
+inline void stem_tiles(const StemRow& row, int64_t pixel, int64_t panel) {
     for (; pixel + Pixels <= row.pixels; pixel += Pixels)
-        stem_tile<V, Pixels>(row, row.a + pixel * row.a_pixel, weight, to + pixel * width);
-    if constexpr (Pixels > 1) stem_tiles<V, Pixels / 2>(row, pixel, weight, to);
+        stem_tile<V, Pixels>(row, row.a + pixel * row.a_pixel, panel,
+                             row.to + pixel * row.panels * stem_vectors * V::lanes);
+    if constexpr (Pixels > 1) stem_tiles<V, Pixels / 2>(row, pixel, panel);
 }
 
 template <class V>
 void stem_row(const StemRow& row) {
-    constexpr int64_t panel = stem_vectors * V::lanes;
-    for (int64_t i = 0; i < row.panels; ++i)
-        stem_tiles<V, V::tile>(row, 0, row.weight + i * row.kernel_rows * row.taps * panel, row.sums + i * panel);
-}
-
-inline void stem_finish(const StemFinish& call) {
-    const double* __restrict const scale = call.scale;
-    const double* __restrict const bias = call.bias;
-    for (int64_t pixel = 0; pixel < call.pixels; ++pixel) {
-        double* __restrict const y = call.sums + pixel * call.width;
-        for (int64_t n = 0; n < call.width; ++n) y[n] = y[n] * scale[n] + bias[n];
-        if (call.relu)
-            for (int64_t n = 0; n < call.width; ++n) y[n] = y[n] < 0 ? 0 : y[n];
-    }
+    for (int64_t panel = 0; panel < row.panels; ++panel) stem_tiles<V, V::tile>(row, 0, panel);
 }
 
 // NaN, once met, stays.
@@ -95,7 +89,7 @@ inline void stem_pool(const StemPool& call) {
 
 template <class V>
 StemBody make_stem_body() {
-    return {stem_vectors * V::lanes, stem_row<V>, stem_finish, stem_pool};
+    return {stem_vectors * V::lanes, stem_row<V>, stem_pool};
 }
 
 }  // namespace

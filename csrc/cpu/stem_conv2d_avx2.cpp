@@ -16,6 +16,9 @@ struct StemAvx2 {
     static Value load(const double* from) { return _mm256_loadu_pd(from); }
     static void store(double* to, Value value) { _mm256_storeu_pd(to, value); }
     static Value broadcast(const double* from) { return _mm256_broadcast_sd(from); }
+    static Value add(Value a, Value b) { return _mm256_add_pd(a, b); }
+    static Value multiply(Value a, Value b) { return _mm256_mul_pd(a, b); }
+    static Value relu(Value value) { return _mm256_max_pd(zero(), value); }  // NaN stays NaN
     static Value multiply_add(Value a, Value b, Value c) { return _mm256_fmadd_pd(a, b, c); }
 };
 

@@ -16,6 +16,9 @@ struct StemAvx512 {
     static Value load(const double* from) { return _mm512_loadu_pd(from); }
     static void store(double* to, Value value) { _mm512_storeu_pd(to, value); }
     static Value broadcast(const double* from) { return _mm512_set1_pd(*from); }
+    static Value add(Value a, Value b) { return _mm512_add_pd(a, b); }
+    static Value multiply(Value a, Value b) { return _mm512_mul_pd(a, b); }
+    static Value relu(Value value) { return _mm512_mask_max_pd(value, 0xff, zero(), value); }  // NaN too
     static Value multiply_add(Value a, Value b, Value c) { return _mm512_fmadd_pd(a, b, c); }
 };
 
