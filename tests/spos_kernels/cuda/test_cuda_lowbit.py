@@ -85,6 +85,14 @@ def test_the_longest_sums_are_exact_and_longer_ones_refused(backend: str) -> Non
             assert isinstance(found, Tensor) and found.tolist() == [[exact] * 3]
 
 
+@pytest.mark.parametrize("backend", CUDA_BACKENDS)
+def test_scales_of_float64_are_refused(backend: str) -> None:
+    draws = Draws(5, torch.float64)
+    x, weight = draws.codes(4, 3, 24), draws.weight(4, True, 10, 24)
+    with pytest.raises(TypeError, match=r"weight.scale has dtype torch.float64: backend '.*' accepts torch.float32"):
+        on(backend, sk.lowbit_matmul, x, weight, {"x_quantizer": sk.Quantizer(0.3, 4)})
+
+
 @needs_emulator
 def test_products_run_on_tensor_cores(emulator: ModuleType) -> None:
     draws = Draws(5)
