@@ -119,7 +119,7 @@ bounds: $(VENV)/.emulated
 	@$(BIN)/python tools/gpu/bounds.py
 
 mutants: $(VENV)/.emulated
-	@$(BIN)/python tools/gpu/mutants.py
+	@$(BIN)/python tools/gpu/mutants.py $(if $(FILES),--files $(FILES)) $(if $(JOBS),--jobs $(JOBS))
 
 # For people with a GPU: the module is compiled for that GPU, and what stands in the way is said first.
 gpu-test: $(VENV)/.built

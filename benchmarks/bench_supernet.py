@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import spos
 import spos_kernels as sk
-from spos.training import make_optimizer
+from spos.steps import make_optimizer
 
 SIZES = [(64, 32), (8, 224)]
 PATHS = 64

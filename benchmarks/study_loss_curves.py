@@ -23,7 +23,7 @@ from torch import Tensor
 
 import spos
 import spos_kernels as sk
-from spos.training import make_optimizer
+from spos.steps import make_optimizer
 
 CLASSES = 4
 SIDE = 16

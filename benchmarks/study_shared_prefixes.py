@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import spos
-from spos.evolution import draw_random, propose
 from spos.prefix_sharing import Node, Trie
+from spos.variation import draw_random, propose
 from spos_kernels import use_backend
 
 Batches = tuple[list[Tensor], list[tuple[Tensor, Tensor]]]

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
         Constraint,
         Cost,
         Profile,
+        Share,
         UnsatisfiableError,
         bitops,
         count_bitops,
         count_flops,
+        count_peak_memory,
         flops,
         latency,
         params,
+        peak_memory,
         profile,
     )
     from spos.data import Data
@@ -33,13 +36,16 @@ if TYPE_CHECKING:
     from spos.evaluation import Score, classify, evaluate_population, recalibrate
     from spos.evolution import Candidate, SearchResult, evolve, random_search
     from spos.latency_file import load_latency, save_latency
-    from spos.latency_table import LatencyTable, measure_latency
+    from spos.latency_measurement import measure_latency
+    from spos.latency_table import LatencyTable
     from spos.modules import fuse, unfuse
+    from spos.nsga2 import NSGA2
     from spos.quantized import QuantizedConv2d, SlicedQuantizedConv2d
     from spos.retraining import RetrainResult, retrain
     from spos.run_directory import RunDirectory
     from spos.sliced import SlicedBatchNorm2d, SlicedConv2d, SlicedLinear, SlicedModule
     from spos.space import Arch, Decision, SearchSpace
+    from spos.strategies import AgingEvolution, Evolution, RandomSearch
     from spos.supernet import Supernet
     from spos.training import DivergenceError, TrainResult, load_weights, train_supernet
 
@@ -55,13 +61,16 @@ _NAMES = {
         "Constraint",
         "Cost",
         "Profile",
+        "Share",
         "UnsatisfiableError",
         "bitops",
         "count_bitops",
         "count_flops",
+        "count_peak_memory",
         "flops",
         "latency",
         "params",
+        "peak_memory",
         "profile",
     ),
     "spos.data": ("Data",),
@@ -70,13 +79,16 @@ _NAMES = {
     "spos.evaluation": ("Score", "classify", "evaluate_population", "recalibrate"),
     "spos.evolution": ("Candidate", "SearchResult", "evolve", "random_search"),
     "spos.latency_file": ("load_latency", "save_latency"),
-    "spos.latency_table": ("LatencyTable", "measure_latency"),
+    "spos.latency_measurement": ("measure_latency",),
+    "spos.latency_table": ("LatencyTable",),
     "spos.modules": ("fuse", "unfuse"),
+    "spos.nsga2": ("NSGA2",),
     "spos.quantized": ("QuantizedConv2d", "SlicedQuantizedConv2d"),
     "spos.retraining": ("RetrainResult", "retrain"),
     "spos.run_directory": ("RunDirectory",),
     "spos.sliced": ("SlicedBatchNorm2d", "SlicedConv2d", "SlicedLinear", "SlicedModule"),
     "spos.space": ("Arch", "Decision", "SearchSpace"),
+    "spos.strategies": ("AgingEvolution", "Evolution", "RandomSearch"),
     "spos.supernet": ("Supernet",),
     "spos.training": ("DivergenceError", "TrainResult", "load_weights", "train_supernet"),
 }

@@ -9,6 +9,7 @@ architecture by walking the groups: a draw is a uniform number. Counts are exact
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -50,15 +51,37 @@ class BudgetSampler:
         memory: int = MEMORY,
     ) -> None:
         self._space = space
-        components = table.components()
-        base = sum(int(c.costs.min()) for c in components)
-        step = math.gcd(*(int(n) for c in components for n in np.unique(c.costs - c.costs.min()))) or 1
-        self._groups = [_group(c, step) for c in components]
-        largest = sum(int(g.costs[-1]) for g in self._groups)
-        self._high = largest if high is None else min(largest, (high - base) // step)
-        self._low = 0 if low is None else max(0, -((base - low) // step))
+        self.components = components = table.components()
+        self._base = sum(int(c.costs.min()) for c in components)
+        self._step = math.gcd(*(int(n) for c in components for n in np.unique(c.costs - c.costs.min()))) or 1
+        self._groups = [_group(c, self._step) for c in components]
+        self._high = sum(int(g.costs[-1]) for g in self._groups)
+        self._low = 0
+        self._narrow(low, high)
         self._ways = self._count(max(self._high, 0), memory)
-        self.count = max(0, self._at(0, self._high) - self._at(0, self._low - 1))
+        self.count = self._counted()
+
+    def between(self, low: int, high: int) -> BudgetSampler:
+        """Return the sampler of narrower bounds, both included, that shares what was counted."""
+        part = copy.copy(self)
+        part._narrow(low, high)
+        part.count = part._counted()
+        return part
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The bounds, both included, in the table's numbers, brought within what the space reaches."""
+        return self._base + self._low * self._step, self._base + self._high * self._step
+
+    def _narrow(self, low: int | None, high: int | None) -> None:
+        """Bring the bounds, in steps of the lattice above the cheapest, within others, in the table's numbers."""
+        if high is not None:
+            self._high = min(self._high, (high - self._base) // self._step)
+        if low is not None:
+            self._low = max(self._low, -((self._base - low) // self._step))
+
+    def _counted(self) -> int:
+        return max(0, self._at(0, self._high) - self._at(0, self._low - 1))
 
     def arch(self, number: int) -> Arch:
         """Return the architecture of a number. IndexError for one that is not below `count`."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Schedule = Literal["linear", "cosine"]
+METHODS = ("evolution", "nsga2", "aging")
+SAMPLERS = ("uniform", "budget", "fair", "diverse")
 
 
 def _require(condition: bool, owner: object, name: str, accepted: str) -> None:
@@ -109,16 +111,36 @@ class SGDConfig:
 class TrainConfig(SGDConfig):
     """Training of the supernet, one random path a step.
 
+    `sampler` is how paths are drawn: "uniform", "budget" (uniformly within the bounds here, which are in the units of
+    SearchConfig's, 0 for none; `cost_bins` above 1 draws one of so many equal parts of the costs' range first),
+    "fair" or "diverse", or "module:function", a function of one's own; see `spos.path_samplers`.
+
     In a space with channel numbers, the first `width_warmup` of the steps, a fraction, train the widest only, and the
     next `width_widening` of them open narrower ones one after the other; see `spos.sampling`. Neither given is 0.5 and
     0.075, which ranked architectures better than drawing all widths from the start; one given leaves the other 0.
     """
 
+    sampler: str = "uniform"
+    max_flops: float = 0.0
+    min_flops: float = 0.0
+    max_params: float = 0.0
+    min_params: float = 0.0
+    max_bitops: float = 0.0
+    min_bitops: float = 0.0
+    cost_bins: int = 1
     width_warmup: float | None = None
     width_widening: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        named = isinstance(self.sampler, str) and (self.sampler in SAMPLERS or ":" in self.sampler.strip(":"))
+        _require(named, self, "sampler", f"one of {', '.join(SAMPLERS)}, or 'module:function'")
+        budget = self.sampler == "budget"
+        for name in (f"{side}_{cost}" for side in ("max", "min") for cost in ("flops", "params", "bitops")):
+            _require(getattr(self, name) >= 0, self, name, "a non-negative number, 0 for no bound")
+            _require(budget or getattr(self, name) == 0, self, name, "0 unless sampler is 'budget'")
+        _require(self.cost_bins >= 1, self, "cost_bins", "a positive integer")
+        _require(budget or self.cost_bins == 1, self, "cost_bins", "1 unless sampler is 'budget'")
         for name in ("width_warmup", "width_widening"):
             _require(0 <= (getattr(self, name) or 0) <= 1, self, name, "a fraction of the steps, from 0 to 1")
         warmup, widening = self.width_shares
@@ -156,19 +178,29 @@ class RetrainConfig(SGDConfig):
 class SearchConfig:
     """The evolutionary search, and random search of the same budget.
 
+    `method` is the paper's "evolution", "nsga2" for the trade-offs among `objectives`, or "aging" evolution with
+    tournaments of `sample_size`; see `spos.Evolution`, `spos.NSGA2` and `spos.AgingEvolution`. `objectives` are
+    "accuracy" and names of costs; the Pareto front of a result is over them, whatever the method. `repair` brings
+    children that a budget refuses within it instead of drawing random ones in their place.
+
     `population` candidates start it; each of `generations` then adds `mutations` + `crossovers` children of the
     `parents` best so far (paper: 50, 20, 25, 25, 10; mutation probability 0.1 for each decision). Image counts are for
     each candidate: `calibration_images` training images recompute its batch-normalisation statistics,
     `validation_images` held-out images score it (0: all of them). Budgets are upper bounds in multiply-accumulates,
-    parameters, bit operations (in 2³⁰, see `spos.bitops`) and milliseconds (see `spos.measure_latency`), 0 for none.
+    parameters, bit operations (in 2³⁰, see `spos.bitops`), milliseconds (see `spos.measure_latency`) and bytes of
+    activations for one image (see `spos.peak_memory`), 0 for none.
     """
 
+    method: Literal["evolution", "nsga2", "aging"] = "evolution"
+    objectives: tuple[str, ...] = ("accuracy", "flops")
     population: int = 50
     generations: int = 20
     mutations: int = 25
     crossovers: int = 25
     parents: int = 10
     mutation_probability: float = 0.1
+    sample_size: int = 25
+    repair: bool = True
     max_flops: float = 0.0
     min_flops: float = 0.0
     max_params: float = 0.0
@@ -177,18 +209,23 @@ class SearchConfig:
     min_bitops: float = 0.0
     max_latency: float = 0.0
     min_latency: float = 0.0
+    max_peak_memory: float = 0.0
+    min_peak_memory: float = 0.0
     calibration_images: int = 2560
     validation_images: int = 0
     eval_batch_size: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("population", "parents", "eval_batch_size"):
+        _require(self.method in METHODS, self, "method", f"one of {', '.join(METHODS)}")
+        named = isinstance(self.objectives, tuple) and len(set(self.objectives)) == len(self.objectives) >= 2
+        _require(named, self, "objectives", "a tuple of two or more different names")
+        for name in ("population", "parents", "sample_size", "eval_batch_size"):
             _require(getattr(self, name) >= 1, self, name, "a positive integer")
         for name in ("generations", "mutations", "crossovers", "validation_images"):
             _require(getattr(self, name) >= 0, self, name, "a non-negative integer")
         _require(0 < self.mutation_probability <= 1, self, "mutation_probability", "a probability in (0, 1]")
         _require(self.calibration_images >= 2, self, "calibration_images", "an integer of at least 2")
-        for cost in ("flops", "params", "bitops", "latency"):
+        for cost in ("flops", "params", "bitops", "latency", "peak_memory"):
             for name in (f"max_{cost}", f"min_{cost}"):
                 _require(getattr(self, name) >= 0, self, name, "a non-negative number, 0 for no bound")
 
@@ -200,10 +237,15 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run: data, space, supernet training, search, retraining. `threads` 0 keeps what torch chose."""
+    """A whole run: data, space, supernet training, search, retraining. `threads` 0 keeps what torch chose.
+
+    `device` is where networks are trained and scored: "auto" is the GPU that torch sees first, else the CPU. Latencies
+    and deployed networks are of the CPU.
+    """
 
     seed: int = 0
     threads: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -213,3 +255,4 @@ class Config:
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, self, "seed", "an integer in [0, 2**63)")
         _require(0 <= self.threads <= 1024, self, "threads", "an integer from 0 to 1024")
+        _require(self.device in ("auto", "cpu", "cuda"), self, "device", "'auto', 'cpu' or 'cuda'")

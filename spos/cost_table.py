@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple, TypeVar
 
@@ -41,6 +42,10 @@ class Component(NamedTuple):
     costs: NDArray[np.int64]
 
 
+def _sum(numbers: Iterable[int]) -> int:
+    return sum(numbers)
+
+
 class CostTable:
     """A sum of terms, each a table over the few decisions that it depends on.
 
@@ -48,6 +53,10 @@ class CostTable:
     counts, and its bits where these count. `additive` says whether that is how the costs are; where it is not, each
     architecture is measured by itself.
     """
+
+    # What makes it a sum: of numbers, and of arrays.
+    total: Callable[[Iterable[int]], int] = staticmethod(_sum)
+    combine: np.ufunc = np.add
 
     def __init__(self, space: SearchSpace) -> None:
         self._space = space
@@ -99,7 +108,11 @@ class CostTable:
         checked = self._space.arch(arch)
         if self._single is not None:
             return self._single(checked)
-        return sum(term.get(tuple(checked[p] for p in scope), 0) for scope, term in self._terms.items())
+        return self.total(term.get(tuple(checked[p] for p in scope), 0) for scope, term in self._terms.items())
+
+    def counting(self, low: int | None, high: int | None) -> tuple[CostTable, int | None, int | None]:
+        """Return a table that is a sum, and bounds, which the same architectures lie within as within these."""
+        return self, low, high
 
     def range(self) -> tuple[int, int] | None:
         """Return the lowest and highest cost over what the space offers.
@@ -142,7 +155,7 @@ class CostTable:
         """Add what architectures cost that take these options, by position."""
         scope = tuple(sorted(options))
         term, key = self._terms.setdefault(scope, {}), tuple(options[p] for p in scope)
-        term[key] = term.get(key, 0) + cost
+        term[key] = self.total((term.get(key, 0), cost))
 
     def _add_sliced(self, options: dict[int, int], module: SlicedModule, cost: SlicedCost) -> None:
         """Add what a sliced layer costs in its place at every combination of the choices that it reads."""
@@ -168,12 +181,13 @@ class CostTable:
         while True:
             joints = {p: _join(s for s, _ in tables if p in s) for scope, _ in tables for p in scope}
             if not joints:
-                return int(sum(table for _, table in tables))
+                return int(functools.reduce(self.combine, (table for _, table in tables), 0))
             position, joint = min(joints.items(), key=lambda item: self._size(item[1]))
             if self._size(joint) > _LARGEST_TABLE:
                 return None
             met = [(s, t) for s, t in tables if position in s]
-            whole = sum(t.reshape([self._options(p) if p in s else 1 for p in joint]) for s, t in met)
+            spread = (t.reshape([self._options(p) if p in s else 1 for p in joint]) for s, t in met)
+            whole = functools.reduce(self.combine, spread)
             left = tuple(p for p in joint if p != position)
             tables = [(s, t) for s, t in tables if position not in s]
             tables.append((left, reduce(whole, axis=joint.index(position))))

@@ -8,6 +8,10 @@ published: ResNet-18 at 2 bits has 6.32. Layers in full precision, such as the f
 are exact integers; in that unit they are floats without rounding, because it is a power of two. Latencies, in
 milliseconds, are sums of measured times: `spos.measure_latency` gives them to a supernet.
 
+`spos.peak_memory(net, arch)` is the most bytes of activations that there are at one time while one image goes through
+the child in eval mode, in the dtype of the weights; N images take N times as many. `spos.activation_memory` says what
+counts. It is the largest of what each block comes to, not a sum.
+
 A supernet is measured once for each option, not once for each architecture: the costs of the options on a path, plus
 those of what every path shares, add up as long as the options of each block turn the same input shape into the same
 output shape, and what a sliced layer costs goes with the elements of its slice, and with its bits. That is checked on
@@ -17,10 +21,14 @@ the way; where it fails, each architecture is measured by itself instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
+from typing import TYPE_CHECKING
 
+from numpy.random import Generator
+
+from spos.activation_memory import PeakTable, count_peak_memory
 from spos.budget_sampling import BudgetSampler
 from spos.cost_table import CostTable
 from spos.draws import generator
@@ -36,18 +44,24 @@ from spos.measurement import (
 from spos.space import Arch
 from spos.supernet import Supernet
 
+if TYPE_CHECKING:
+    from spos.latency_table import LatencyTable
+
 __all__ = [
     "Constraint",
     "Cost",
     "Profile",
+    "Share",
     "UnsatisfiableError",
     "bitops",
     "count_bitops",
     "count_flops",
+    "count_peak_memory",
     "feasible",
     "flops",
     "latency",
     "params",
+    "peak_memory",
     "profile",
 ]
 
@@ -112,10 +126,13 @@ class Cost:
         if not isinstance(net, Supernet):
             raise TypeError(f"net is a {type(net).__name__}: expected a spos.Supernet")
         cache: dict[object, CostTable] = net.__dict__.setdefault("_cost_tables", {})
-        key = (self.name, net.input_shape, tuple(p.requires_grad for p in net.parameters()))
+        key = (self.name, net.input_shape, tuple((p.requires_grad, p.dtype) for p in net.parameters()))
         if key not in cache:
-            cache[key] = CostTable.of(net, self.measure)
+            cache[key] = self._make(net)
         return cache[key]
+
+    def _make(self, net: Supernet) -> CostTable:
+        return CostTable.of(net, self.measure)
 
 
 def _bound(name: str, bound: float) -> float:
@@ -130,7 +147,7 @@ bitops = Cost("bitops", measure_bitops, BITOPS_UNIT)
 
 
 def _not_counted(net: Supernet, arch: Arch) -> Measurement:
-    raise ValueError("latency is measured, not counted: expected spos.measure_latency")
+    raise ValueError("this cost is no count of parts")
 
 
 class _MeasuredCost(Cost):
@@ -159,8 +176,26 @@ class _MeasuredCost(Cost):
         """Whether the supernet has a table."""
         return self._key in net.__dict__
 
+    def measured(self, net: Supernet) -> LatencyTable:
+        """Return the table that was given to the supernet, with what it holds for."""
+        found: LatencyTable = self.table(net).source  # type: ignore[attr-defined]
+        return found
+
 
 latency = _MeasuredCost("latency", 10**6)  # nanoseconds in a millisecond
+
+
+class _PeakCost(Cost):
+    """A cost of which the largest part counts, not the sum."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, _not_counted)
+
+    def _make(self, net: Supernet) -> CostTable:
+        return PeakTable(net)
+
+
+peak_memory = _PeakCost("peak_memory")
 
 
 class UnsatisfiableError(ValueError):
@@ -171,15 +206,45 @@ Ranges = dict[str, tuple[int | float, int | float] | None]
 
 
 @dataclass(frozen=True)
-class Profile:
-    """What constraints mean for a space: each one's reachable (low, high), and the fraction of architectures that pass.
+class Share:
+    """A fraction of a space's architectures, within an interval of 95 % confidence; exact where `draws` is 0."""
 
-    The fraction is exact where `draws` is 0 and it is known.
+    fraction: float | None
+    interval: tuple[float, float] | None
+    draws: int
+
+    @classmethod
+    def exact(cls, fraction: float) -> Share:
+        """Return a fraction that was counted."""
+        return cls(fraction, (fraction, fraction), 0)
+
+    @classmethod
+    def of(cls, passed: int, draws: int, within: float = 1.0) -> Share:
+        """Return what draws say (Clopper and Pearson), where they are from the fraction `within` of the space."""
+        if not draws:
+            return cls(None, None, 0)
+        from scipy.stats import binomtest
+
+        low, high = binomtest(passed, draws).proportion_ci(0.95, "exact")
+        return cls(within * passed / draws, (within * float(low), within * float(high)), draws)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What constraints mean for a space: each cost's reachable (low, high), and the fraction of it that passes.
+
+    feasible_fraction: of all constraints; exact where `draws` is 0 and it is known. interval: that it is within, at
+    95 % confidence. acceptance: the fraction of `draws` that passes; a search draws as they are drawn, exactly within
+    the bounds on one cost where that can be counted, so that only the other bounds refuse any. each: by cost, the
+    fraction that passes its bounds alone.
     """
 
     ranges: Ranges
     feasible_fraction: float | None
     draws: int
+    interval: tuple[float, float] | None = None
+    acceptance: float | None = None
+    each: Mapping[str, Share] = field(default_factory=dict)
 
 
 def feasible(net: Supernet, constraints: Sequence[Constraint]) -> Callable[[Arch], bool]:
@@ -198,18 +263,40 @@ def sampler(net: Supernet, constraints: Sequence[Constraint]) -> BudgetSampler |
 
     None where there is no constraint, or none on a cost that can be counted that way; see `spos.budget_sampling`.
     """
-    found = None
-    for cost in {c.cost.name: c.cost for c in constraints}.values():
-        bounds = [(c.upper, c.bound * cost.unit) for c in constraints if c.cost is cost]
-        high = min((math.floor(b) for upper, b in bounds if upper and b < math.inf), default=None)
-        low = max((math.ceil(b) for upper, b in bounds if not upper and b > -math.inf), default=None)
+    return _counted(net, constraints).exact
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """`sampler`'s result, how many architectures meet the bounds on each cost that can be counted, and of what."""
+
+    exact: BudgetSampler | None
+    counts: Mapping[str, int]
+    bounds: Sequence[object]
+
+
+def _counted(net: Supernet, constraints: Sequence[Constraint]) -> _Counted:
+    """Count, or return what was counted last of the same: that may take a minute."""
+    costs = {c.cost.name: c.cost for c in constraints}
+    bounds = [(c.cost.table(net), c.upper, c.bound) for c in constraints]
+    last: _Counted | None = net.__dict__.get("_counted")
+    if last is not None and last.bounds == bounds:
+        return last
+    found, counts = None, {}
+    for name, cost in costs.items():
+        own = [(c.upper, c.bound * cost.unit) for c in constraints if c.cost is cost]
+        high = min((math.floor(b) for upper, b in own if upper and b < math.inf), default=None)
+        low = max((math.ceil(b) for upper, b in own if not upper and b > -math.inf), default=None)
         try:
-            one = BudgetSampler(net.space, cost.table(net), low=low, high=high)
+            table, low, high = cost.table(net).counting(low, high)
+            one = BudgetSampler(net.space, table, low=low, high=high)
         except ValueError:
             continue
+        counts[name] = one.count
         if found is None or one.count < found.count:
             found = one
-    return found
+    net.__dict__["_counted"] = result = _Counted(found, counts, bounds)
+    return result
 
 
 def profile(net: Supernet, constraints: Sequence[Constraint] = (), *, draws: int = 2000, seed: int = 0) -> Profile:
@@ -217,16 +304,36 @@ def profile(net: Supernet, constraints: Sequence[Constraint] = (), *, draws: int
     it, and for bounds that no architecture lies within.
 
     The fraction is exact for constraints on one cost, where that can be counted. Otherwise it is an estimate from
-    `draws` architectures, drawn uniformly within one of the costs where possible; None for no draws.
+    `draws` architectures, drawn uniformly within one of the costs where possible; None for no draws. Of costs that
+    cannot be counted, the fraction that passes their bounds alone is estimated from as many uniform draws.
     """
     ranges, exact = reachable(net, constraints)
-    share = 1.0 if exact is None else exact.count / net.space.size()
-    if len(ranges) <= 1 and (exact is not None or not constraints):
-        return Profile(ranges, share, 0)
-    allowed, rng = feasible(net, constraints), generator(seed, "profile")
-    draw = net.space.sample if exact is None else exact.sample
-    passed = sum(allowed(draw(rng)) for _ in range(draws))
-    return Profile(ranges, share * passed / draws if draws else None, draws)
+    counts, size = _counted(net, constraints).counts, net.space.size()
+    each = {name: Share.exact(count / size) for name, count in counts.items()}
+    for name in ranges:
+        if name not in each:
+            own = [c for c in constraints if c.cost.name == name]
+            each[name] = _estimate(net, own, net.space.sample, draws, generator(seed, f"profile {name}"), 1.0)
+    if len(ranges) <= 1:
+        whole = next(iter(each.values()), Share.exact(1.0))
+    else:
+        draw, within = (net.space.sample, 1.0) if exact is None else (exact.sample, exact.count / size)
+        whole = _estimate(net, constraints, draw, draws, generator(seed, "profile"), within)
+    drawn_from = 1.0 if exact is None else exact.count / size
+    acceptance = None if whole.fraction is None else whole.fraction / drawn_from
+    return Profile(ranges, whole.fraction, whole.draws, whole.interval, acceptance, each)
+
+
+def _estimate(
+    net: Supernet,
+    constraints: Sequence[Constraint],
+    draw: Callable[[Generator], Arch],
+    draws: int,
+    rng: Generator,
+    within: float,
+) -> Share:
+    allowed = feasible(net, constraints)
+    return Share.of(sum(allowed(draw(rng)) for _ in range(draws)), draws, within)
 
 
 def reachable(net: Supernet, constraints: Sequence[Constraint]) -> tuple[Ranges, BudgetSampler | None]:

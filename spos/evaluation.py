@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spos.captured_step import CapturedEvaluation, reason_against
 from spos.prefix_sharing import MEMORY, Trie
 from spos.space import Arch
 from spos.supernet import Supernet
@@ -58,6 +59,7 @@ def evaluate_population(
     share_prefixes: compute once what architectures have in common, if the supernet's module is a chain (see
         `spos.prefix_sharing`); otherwise a warning says why not. The scores are the same, to the bit where the layers
         are deterministic; all of them are done at the end.
+        Without it, a network on a GPU runs as captured graphs where it can (`spos.captured_step.reason_against`).
     memory: bytes of activations that may be kept for that; beyond them some are computed again.
     on_batch: called with the fraction of the work that is done, where prefixes are shared after each batch.
     """
@@ -74,11 +76,15 @@ def evaluate_population(
                 on_score(arch, score)
         return scores
     scores = []
+    captured = CapturedEvaluation(net) if reason_against(net) is None else None
     for arch in checked:
         modules = list(net.path_modules(arch))
         with net.path(arch), _borrowed(modules):
-            recalibrate_modules(modules, net.module, calibration)
-            scores.append(classify(net.module, validation))
+            if captured is not None:
+                scores.append(_score_captured(captured, arch, modules, calibration, validation))
+            else:
+                recalibrate_modules(modules, net.module, calibration)
+                scores.append(classify(net.module, validation))
         if on_score:
             on_score(arch, scores[-1])
     return scores
@@ -121,6 +127,26 @@ def _evaluate_shared(
                 trie.walk(x.to(device, non_blocking=True), add)
                 on_batch(number / batches)
     return [tally.score() for tally in tallies]
+
+
+def _score_captured(
+    captured: CapturedEvaluation,
+    arch: Arch,
+    modules: Sequence[nn.Module],
+    calibration: Sequence[Tensor],
+    validation: Sequence[tuple[Tensor, Tensor]],
+) -> Score:
+    if not calibration:
+        raise ValueError("calibration is empty: expected at least one batch of images")
+    for module in modules:
+        if isinstance(module, _BatchNorm):
+            module.reset_running_stats()
+    for x in calibration:
+        captured.calibrate(arch, x)
+    tally = _Tally()
+    for x, y in validation:
+        tally.add(captured.logits(arch, x), y)
+    return tally.score()
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:

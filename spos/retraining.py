@@ -17,6 +17,7 @@ from spos.identity import Run, hash_network, identity_of, opened
 from spos.modules import channels_last, fuse, unfuse
 from spos.progress import Progress
 from spos.quantized import has_bits
+from spos.steps import AutogradStep
 from spos.training import fit, load_weights, save_weights
 
 EVAL_BATCH = 250
@@ -65,10 +66,9 @@ def retrain(
             return RetrainResult(**{f.name: recorded[f.name] for f in dataclasses.fields(RetrainResult)})
         trained = fit(
             model,
-            lambda x, step: model(x),
+            AutogradStep(model, lambda step: [model], config, seed),
             stream,
             config=config,
-            seed=seed,
             name="child",
             run=directory,
             progress=progress,

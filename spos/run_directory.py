@@ -188,6 +188,12 @@ class RunDirectory:
         records.append(path, record)
         self._unsynced.add(path)
 
+    def flush(self) -> None:
+        """Brings the records appended so far to the disk, where a power cut leaves them too."""
+        for stream in sorted(self._unsynced):
+            atomic_files.sync_file(stream)
+        self._unsynced.clear()
+
     def records(self, stream: str) -> list[dict[str, Any]]:
         """Every whole record of a stream, oldest first; none if the stream does not exist."""
         return records.read(self._file(stream, ".jsonl"))
@@ -214,9 +220,7 @@ class RunDirectory:
         """
         number = max(self._numbers(name), default=0) + 1
         path = self._writable(name, f".{number}.safetensors")
-        for stream in sorted(self._unsynced):
-            atomic_files.sync_file(stream)
-        self._unsynced.clear()
+        self.flush()
         checkpoint.save(path, tensors, {"name": name, "identity": self.identity, "meta": dict(meta)})
         for old in self._numbers(name):
             if old <= number - _KEPT_CHECKPOINTS:

@@ -3,7 +3,7 @@
 supernet.toml  supernet/        settings of the stage, and its run directory
 space.json                      the search space: its decisions, and the shapes around its blocks
 search.toml    search/          evolution and random search; search-<label> where there are several
-latency.json                    what every block of a packed network takes, measured
+latency.json                    what every block of a deployed network takes, measured
 retrain-<label>.toml  .json     settings, and which architecture it is
 retrain-<label>/
 report.html

@@ -59,7 +59,8 @@ class Supernet(nn.Module):
             yield checked
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_cost_tables"}  # measured again at need
+        found_again = ("_cost_tables", "_counted")  # at need
+        return {key: value for key, value in self.__dict__.items() if key not in found_again}
 
     def path_modules(self, arch: Sequence[int]) -> Iterator[nn.Module]:
         """Yield the modules that lie on the path, parents first, each once."""

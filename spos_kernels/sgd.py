@@ -130,17 +130,23 @@ class SGD(torch.optim.Optimizer):
             self._sink.zero_grad()
         return loss
 
-    def prepare(self, conditions: Mapping[Tensor, StepCondition] | None = None) -> PreparedStep:
+    def prepare(
+        self, conditions: Mapping[Tensor, StepCondition] | None = None, *, max_norm: float = 0.0
+    ) -> PreparedStep:
         """Return a step whose `run()` is one launch that reads on the GPU whatever changes: for CUDA graphs.
 
         It updates the parameters that have a gradient now, each under its condition, with the gradients that are in
         these tensors when it runs: keep them (`zero_grad(set_to_none=False)`). A parameter that a condition excludes
         keeps weights and momentum, to the bit. The groups' lr is taken as it is now; hand later ones to
         `set_rates([lr of every group])`, outside of the graph. One captured graph so trains every path of a supernet.
+        max_norm: the largest norm of the gradients of what a run updates, to which they are scaled down as
+        `torch.nn.utils.clip_grad_norm_` does; 0 for no clipping. It takes a second launch.
 
         All of them on one device of which the kernels are available, float32, dense, of at most 4 dimensions; no sink.
         Raises ValueError or TypeError for what is not, and for a condition that is no int32 of one element there.
         """
+        if not max_norm >= 0:
+            raise ValueError(f"max_norm = {max_norm!r}: accepted are numbers from 0")
         if self._sink is not None:
             raise ValueError("sink: a prepared step reads gradients in .grad, where their address is known")
         conditions = {} if conditions is None else conditions
@@ -174,7 +180,7 @@ class SGD(torch.optim.Optimizer):
             raise ValueError(f"parameters with gradients are on {len(devices)} devices: accepted is one")
         _check_conditions(conditions)
         backend, device = devices.pop()
-        return PreparedStep(updates, self._rates(), device, backend)
+        return PreparedStep(updates, self._rates(), device, backend, max_norm)
 
     def _rates(self) -> list[float]:
         return [float(group["lr"]) for group in self.param_groups]

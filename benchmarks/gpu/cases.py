@@ -38,7 +38,7 @@ class Case:
         return self.make(self, device, compiled)
 
     def small(self) -> Case:
-        return replace(self, batch=2, channels=16, size=6, dtype=torch.float32)
+        return replace(self, batch=2, channels=16, size=8, dtype=torch.float32)
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -136,6 +136,27 @@ def quantized(case: Case, device: str, compiled: bool) -> dict[str, Call]:
     return against(case, device, compiled, lambda x: sk.fake_quantize(x, 4, "pact", clip), theirs, [clip])
 
 
+def low_bit(case: Case, device: str, compiled: bool) -> dict[str, Call]:
+    """Codes of 4 bits by packed weights of 4 bits, codes out; torch's float convolution of the same shape."""
+    c, k = case.channels, case.kernel
+    codes = torch.randint(16, (c, c, k, k), dtype=torch.uint8, device=device)
+    weight = sk.pack_weight(codes, 4, scale=torch.rand(c, device=device))
+    x = torch.randint(16, (case.batch, c, case.size, case.size), dtype=torch.uint8, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    quantizer = sk.Quantizer(0.1, 4)
+
+    def ours() -> object:
+        return sk.lowbit_conv2d(x, weight, x_quantizer=quantizer, padding=k // 2, relu=True, out_quantizer=quantizer)
+
+    def theirs(nhwc: bool) -> Call:
+        layout = torch.channels_last if nhwc else torch.contiguous_format
+        plain = torch.randn(c, c, k, k, device=device, dtype=case.dtype).to(memory_format=layout)
+        of = case.map(device, nhwc).detach()
+        return lambda: F.conv2d(of, plain, padding=k // 2).relu_()
+
+    return {OURS: ours, "NCHW": theirs(False), "NHWC": theirs(True), TUNED: theirs(True)}
+
+
 def fp16(make: Callable[[Case, str, bool], dict[str, Call]], name: str, *shape: int, kernel: int = 3) -> list[Case]:
     """A case in both types."""
     return [Case(name, *shape, dtype, make, kernel) for dtype in (torch.float32, torch.float16)]
@@ -147,4 +168,5 @@ CASES = [
     *fp16(sliced, "sliced 3x3", 128, 64, 28),
     *(each for k in (3, 7) for each in fp16(choice_block, f"choice block {k}x{k}", 128, 160, 28, kernel=k)),
     *fp16(quantized, "fake quantize", 128, 160, 28),
+    Case("low-bit w4a4 3x3 forward, against", 128, 128, 28, torch.float16, low_bit),
 ]

@@ -97,6 +97,7 @@ bool from_exchange(const dlpack::ExchangeApi& table, py::handle object, Wanted w
     if (source.device.type != device_type || source.ndim > Tensor::max_ndim) return false;
     result.data = static_cast<char*>(source.data) + source.byte_offset;
     result.dtype = found->dtype;
+    result.device = source.device.id;
     result.ndim = source.ndim;
     std::copy_n(source.shape, source.ndim, result.shape.begin());
     std::copy_n(source.strides, source.ndim, result.strides.begin());
@@ -126,6 +127,8 @@ Tensor from_attributes(py::handle object, Wanted wanted, const char* name) {
     Tensor result{};
     result.data = reinterpret_cast<void*>(py::cast<uintptr_t>(object.attr("data_ptr")()));
     result.dtype = found->dtype;
+    const py::object index = object.attr("device").attr("index");
+    result.device = index.is_none() ? 0 : py::cast<int>(index);
     result.ndim = static_cast<int>(shape.size());
     std::copy(shape.begin(), shape.end(), result.shape.begin());
     std::copy(strides.begin(), strides.end(), result.strides.begin());

@@ -24,6 +24,7 @@ struct Tensor {
     int ndim;
     std::array<int64_t, max_ndim> shape;
     std::array<int64_t, max_ndim> strides;  // in elements; those of dimensions of size 1 mean nothing
+    int device = 0;                         // its number among those of its kind
 
     template <typename T>
     T* as() const {

@@ -94,11 +94,11 @@ struct LowbitConv2d {
 
 // How products are computed.
 enum class LowbitBody {
-    s8,         // mma.sync of bytes, for every pair of widths
-    s4,         // mma.sync of nibbles, up to 4 by 4 bits, on sm_80 to sm_89
-    b1,         // mma.sync of bit planes, weights of 1 and 2 bits, on sm_80 to sm_90
-    rows,       // dp4a, for matrix products of up to 8 rows
-    depthwise,  // one input and one output channel a group
+    s8,      // mma.sync of bytes, for every pair of widths
+    s4,      // mma.sync of nibbles, up to 4 by 4 bits, on sm_80 to sm_89
+    b1,      // mma.sync of bit planes, weights of 1 and 2 bits, on sm_80 to sm_90
+    rows,    // dp4a, for matrix products of up to 4 rows
+    direct,  // dp4a without tiles, for depthwise convolutions and groups of few channels
 };
 
 // How x gets to the tensor cores.
@@ -111,7 +111,7 @@ enum class LowbitForm {
 struct LowbitPlan {
     LowbitBody body;
     LowbitForm form;
-    int tile;                 // rows and columns that a block computes: 64 or 128
+    int tile;                 // rows and columns that a block computes: 64 or 128; of rows columns, of direct pixels
     int splits;               // blocks that share a tile's k
     int64_t input_bytes;      // of the workspace: x in its form
     int64_t workspace_bytes;  // 16-byte aligned, uninitialised

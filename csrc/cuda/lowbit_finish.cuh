@@ -165,6 +165,15 @@ struct LowbitFinish {
           vectors(lowbit_vectors(call)),
           wide(lowbit_wide(call)) {}
 
+    // From S on: the sums themselves, or what is made of them.
+    __device__ __forceinline__ void run(int64_t at, int count, const int64_t (&exact)[4], const ColumnTerms (&terms)[4],
+                                        const float (&bias)[4]) const {
+        if (to.sums) return store_sums(to.sums + at, count, exact);
+        float y[4];
+#pragma unroll
+        for (int c = 0; c < 4; ++c) y[c] = scaled_sum(wide, exact[c], terms[c].multiplier);
+        run(at, count, bias, y);
+    }
     // What follows float(S) * multiplier, for `count` of four adjacent columns. at: where they lie in the results;
     // bias: theirs.
     __device__ __forceinline__ void run(int64_t at, int count, const float (&bias)[4], float (&y)[4]) const {

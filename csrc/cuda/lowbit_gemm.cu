@@ -1,4 +1,5 @@
 // The tensor-core kernels for bytes: every pair of widths, tiles of two sizes, and scales of groups of inputs.
+#include "cuda/lowbit_bodies.cuh"
 #include "cuda/lowbit_gemm.cuh"
 
 namespace spos::cuda {

@@ -12,18 +12,6 @@ namespace {
 
 constexpr int threads = 256;
 
-__device__ __forceinline__ uint32_t code_at(const LowbitInput& input, int64_t at) {
-    if (input.x.codes) return input.x.codes[at];
-    float value;
-    if (input.x.element == Element::float32)
-        value = static_cast<const float*>(input.x.floats)[at];
-    else if (input.x.element == Element::float16)
-        value = to_float(static_cast<const __half*>(input.x.floats)[at]);
-    else
-        value = to_float(static_cast<const __nv_bfloat16*>(input.x.floats)[at]);
-    return input.make.code(value);
-}
-
 // Codes of a row and part from number k on, one after another.
 struct Window {
     const LowbitInput& input;
@@ -57,32 +45,6 @@ struct Window {
   private:
     int first_channel;
 };
-
-// The same for a pixel of x.
-__device__ __forceinline__ uint32_t pixel_code(const LowbitInput& input, int64_t row, int part, int k) {
-    if (k >= input.codes) return 0;
-    return row < input.rows ? code_at(input, row * input.x.stride + part * input.codes + k) : input.x.zero;
-}
-
-// Four neighbours of those in the bytes of a word.
-__device__ __forceinline__ uint32_t four_codes(const LowbitInput& input, int64_t row, int part, int k) {
-    const int64_t at = row * input.x.stride + part * input.codes + k;
-    const int size = input.x.codes ? 1 : input.x.element == Element::float32 ? 4 : 2;
-    const uint8_t* const from =
-        input.x.codes ? input.x.codes + at : static_cast<const uint8_t*>(input.x.floats) + at * size;
-    uint32_t word = 0;
-    if (row >= input.rows || k + 4 > input.codes || reinterpret_cast<uintptr_t>(from) % (4 * size) != 0) {
-#pragma unroll 1
-        for (int i = 0; i < 4; ++i) word |= pixel_code(input, row, part, k + i) << 8 * i;
-        return word;
-    }
-    if (input.x.codes) return *reinterpret_cast<const uint32_t*>(from);
-    float values[4];
-    load_upto_four(input.x.element, input.x.floats, at, 4, true, values);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) word |= input.make.code(values[i]) << 8 * i;
-    return word;
-}
 
 template <int code_bits>
 __global__ void __launch_bounds__(threads) fields_kernel(LowbitInput input) {

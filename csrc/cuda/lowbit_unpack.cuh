@@ -82,16 +82,28 @@ __device__ __forceinline__ uint32_t window(const uint32_t (&words)[most]) {
         return __funnelshift_r(words[word], words[word + 1], shift);
 }
 
-template <int bits, int field, int most>
-__device__ __forceinline__ uint4 unpack_fields(const uint32_t (&chunk)[most], int shift) {
+// A chunk's fields, as make(word of fields) leaves them.
+template <int bits, int field, int most, typename Make>
+__device__ __forceinline__ uint4 unpack_chunk(const uint32_t (&chunk)[most], int shift, const Make& make) {
     constexpr int count = 32 / field * bits;  // bits of a word of fields
     uint32_t words[4] = {};
 #pragma unroll
     for (int i = 0; i < (4 * count + 31) / 32; ++i) words[i] = __funnelshift_r(chunk[i], chunk[i + 1], shift);
-    return make_uint4(centred<bits, field>(spread<bits, field>(window<0, count>(words))),
-                      centred<bits, field>(spread<bits, field>(window<count, count>(words))),
-                      centred<bits, field>(spread<bits, field>(window<2 * count, count>(words))),
-                      centred<bits, field>(spread<bits, field>(window<3 * count, count>(words))));
+    return make_uint4(make(spread<bits, field>(window<0, count>(words))),
+                      make(spread<bits, field>(window<count, count>(words))),
+                      make(spread<bits, field>(window<2 * count, count>(words))),
+                      make(spread<bits, field>(window<3 * count, count>(words))));
+}
+
+template <int bits, int field, int most>
+__device__ __forceinline__ uint4 unpack_fields(const uint32_t (&chunk)[most], int shift) {
+    return unpack_chunk<bits, field>(chunk, shift, [](uint32_t fields) { return centred<bits, field>(fields); });
+}
+
+// 16 codes as they are.
+template <int bits, int most>
+__device__ __forceinline__ uint4 unpack_bytes(const uint32_t (&chunk)[most], int shift) {
+    return unpack_chunk<bits, 8>(chunk, shift, [](uint32_t bytes) { return bytes; });
 }
 
 // Bit `plane` of 16 codes of two bits.

@@ -35,8 +35,19 @@ struct SgdPiece {
 };
 static_assert(sizeof(SgdPiece) == 128, "a line of the cache");
 
+// Clipping of the gradients by their norm, as torch.nn.utils.clip_grad_norm_ does it: over the elements that a step on
+// the same pieces updates, so that what is off the path does not count. All of it in device memory.
+struct SgdClip {
+    float most;         // the largest norm that is left as it is
+    double* parts;      // one for each piece
+    uint32_t* counter;  // zero before and after
+    float* scale;       // written: min(1, most / (norm + 1e-6)), or NaN
+};
+
 // pieces and rates: in device memory. The pieces must not overlap; a piece has one row, of at most most_accesses
-// vectors or elements, or rows of which its threads do not need more than `accesses` each.
-int sgd_step(const SgdPiece* pieces, int64_t count, const float* rates, void* stream);
+// vectors or elements, or rows of which its threads do not need more than `accesses` each. Gradients are multiplied by
+// *scale first; null for 1. Each returns a cudaError_t.
+int sgd_clip(const SgdPiece* pieces, int64_t count, const SgdClip& clip, void* stream);
+int sgd_step(const SgdPiece* pieces, int64_t count, const float* rates, const float* scale, void* stream);
 
 }  // namespace spos::cuda

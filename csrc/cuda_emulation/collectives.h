@@ -1,4 +1,4 @@
-// CUDA's own names for what threads do together, and ptx::, in the emulator. Include device.h.
+// CUDA's own names for what threads do together or what is counted, and ptx::, in the emulator. Include device.h.
 #pragma once
 
 #include "cuda_emulation/emulated.h"
@@ -116,6 +116,17 @@ inline unsigned long long atomicCAS(unsigned long long* address, unsigned long l
 template <typename T>
 T __ldg(const T* address) {
     return *address;
+}
+
+inline int __dp4a(int a, int b, int sum) {
+    cuda_emulation::count_dp4a();
+    for (int i = 0; i < 4; ++i) sum += static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i));
+    return sum;
+}
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
+    cuda_emulation::count_dp4a();
+    for (int i = 0; i < 4; ++i) sum += static_cast<uint8_t>(a >> (8 * i)) * static_cast<uint8_t>(b >> (8 * i));
+    return sum;
 }
 
 namespace ptx {

@@ -91,6 +91,7 @@ uint32_t match(Match kind, uint32_t mask, uint64_t value, int line);
 uint32_t atomic32(Atomic kind, void* address, uint32_t value, uint32_t expected);
 uint64_t atomic64(Atomic kind, void* address, uint64_t value, uint64_t expected);
 void fence();
+void count_dp4a();
 void cp_async(void* shared, const void* global, int bytes, int source_bytes);
 void cp_async_commit();
 void cp_async_wait(int groups);

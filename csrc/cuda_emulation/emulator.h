@@ -68,10 +68,11 @@ enum class Instruction {
     mma_s4,
     mma_u4s4,
     mma_b1,
+    dp4a,
     how_many,
 };
 struct Counters {
-    // Instructions as warps issue them; atomics one for each thread. Loads and stores only of checked kernels.
+    // Instructions as warps issue them; atomics and dp4a one for each thread. Loads and stores only of checked kernels.
     std::array<uint64_t, static_cast<size_t>(Instruction::how_many)> instructions{};
     // Passes over the 32 banks that loads, stores, ldmatrix and the writes of cp.async need: as many as instructions
     // without a bank conflict at 4 bytes, twice and four times as many at 8 and 16 bytes and for x2 and x4.

@@ -122,6 +122,9 @@ uint64_t atomic64(Atomic kind, void* address, uint64_t value, uint64_t expected)
     return atomic(kind, address, value, expected, RETURN_ADDRESS);
 }
 void fence() { running->current->fenced = true; }
+void count_dp4a() {
+    if (running->options.count) running->counting.add(Instruction::dp4a);
+}
 
 void cp_async(void* shared, const void* global, int bytes, int source_bytes) {
     running->start_copy(static_cast<char*>(shared), static_cast<const char*>(global), bytes, source_bytes,

@@ -42,15 +42,6 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     }
     return result;
 }
-inline int __dp4a(int a, int b, int sum) {
-    for (int i = 0; i < 4; ++i) sum += static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i));
-    return sum;
-}
-inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
-    for (int i = 0; i < 4; ++i) sum += static_cast<uint8_t>(a >> (8 * i)) * static_cast<uint8_t>(b >> (8 * i));
-    return sum;
-}
-
 inline float __int_as_float(int value) { return cuda_emulation::float_of(static_cast<uint32_t>(value)); }
 inline float __uint_as_float(unsigned value) { return cuda_emulation::float_of(value); }
 inline int __float_as_int(float value) { return static_cast<int>(cuda_emulation::bits_of(value)); }

@@ -93,14 +93,14 @@ def train(
 def latency(
     run: Run,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images at a time.")] = 8,
-    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs to take medians of.")] = 30,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of which the shortest counts.")] = 10,
     check: Annotated[
         int, typer.Option(metavar="N", min=0, help="Random networks to compare with what is predicted of them.")
     ] = 20,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
-    """Measure what each block of RUN's networks takes, packed, at every option: for searches within a latency."""
+    """Measure what each block of RUN's networks takes, as they are deployed, at every option: for `--max-latency`."""
     with _friendly(debug) as display:
         from spos.cli.latency import measure
 
@@ -133,6 +133,10 @@ def search(
         float | None, typer.Option(metavar="MS", help="Budget: milliseconds, as `spos latency RUN` has measured.")
     ] = None,
     min_latency: Annotated[float | None, typer.Option(metavar="MS", help="At least so many.")] = None,
+    max_memory: Annotated[
+        float | None, typer.Option(metavar="BYTES", help="Budget: peak of the activations of one image, such as 2.5e6.")
+    ] = None,
+    min_memory: Annotated[float | None, typer.Option(metavar="BYTES", help="At least so many.")] = None,
     population: Annotated[int | None, typer.Option(metavar="N", help="Random candidates to start from.")] = None,
     generations: Annotated[int | None, typer.Option(metavar="N", help="Rounds of evolution after them.")] = None,
     config: ConfigFile = None,
@@ -155,6 +159,8 @@ def search(
             "search.min_bitops": min_bitops,
             "search.max_latency": max_latency,
             "search.min_latency": min_latency,
+            "search.max_peak_memory": max_memory,
+            "search.min_peak_memory": min_memory,
             "search.population": population,
             "search.generations": generations,
             "seed": seed,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def measure(folder: RunFolder, config: Config, display: Display, *, batch: int, rounds: int, check: int) -> None:
     """Measures every block at every option, and `check` random networks whole, to compare with the sums."""
     import spos
+    from spos.quantized import has_bits
 
     if not folder.started(SUPERNET):
         raise RunDirectoryError(f"{folder.path} has no {SUPERNET} yet: run `spos train {folder.path}` first")
@@ -29,8 +30,9 @@ def measure(folder: RunFolder, config: Config, display: Display, *, batch: int, 
     quartiles = f"; quartiles {spread:.1%} apart" if rounds > 1 else ""
     display.say(
         f"{folder.latency}: {len(table.blocks)} blocks, {sum(len(b.nanoseconds) for b in table.blocks)} times for "
-        f"{batch} images, {table.machine['threads']} threads{quartiles}. Networks take "
-        f"{low:.3g} to {high:.3g} ms, of which {table.rest / 1e6:.3g} ms in no block"
+        f"{batch} images, {table.machine['threads']} threads{quartiles}. Networks, "
+        f"{'packed' if has_bits(net) else 'in float on the kernels'}, take {low:.3g} to {high:.3g} ms, of which "
+        f"{table.rest / 1e6:.3g} ms in no block"
     )
     if check:
         _compare(net, display, batch, rounds, check)
@@ -40,10 +42,9 @@ def _compare(net: spos.Supernet, display: Display, batch: int, rounds: int, coun
     from scipy.stats import spearmanr
 
     import spos
-    from spos.latency_table import time_networks
+    from spos.latency_measurement import spread_networks, time_networks
 
-    rng = spos.generator(0, "latency check")
-    archs = [net.space.sample(rng) for _ in range(count)]
+    archs = spread_networks(net, count)
     predicted = [float(spos.latency(net, arch)) for arch in archs]
     measured = time_networks(net, archs, batch=batch, rounds=rounds)
     errors = [abs(p - m) / m for p, m in zip(predicted, measured, strict=True)]

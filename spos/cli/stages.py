@@ -5,15 +5,18 @@ Every stage goes on with what an earlier call left in the folder, and does nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from spos.cli.budget import say_budget
 from spos.cli.display import Display, duration
 from spos.config import Config
 from spos.run_directory import RunDirectoryError, versions
 from spos.run_folder import SUPERNET, UNIFORM, RunFolder, retrain_stage, search_stage
 
 if TYPE_CHECKING:
+    import torch
+
     import spos
     from spos.space import Arch, SearchSpace
 
@@ -27,6 +30,7 @@ def train(folder: RunFolder, config: Config, display: Display) -> None:
     import spos
 
     data, net = prepare(config, display)
+    net.to(device_of(config, display))
     _begin(folder, SUPERNET, config, display)
     if not folder.started(SUPERNET) or folder.space() is None:
         folder.write_space(net, data)
@@ -50,13 +54,16 @@ def search(
 ) -> None:
     """Evolves architectures, or draws as many at random, and scores them with the trained supernet's weights."""
     import spos
+    from spos.budgets import bounds_of
 
     require(folder, SUPERNET, "spos train")
     data, net = prepare(config, display)
     with folder.open(SUPERNET) as run:
         spos.load_weights(net, run, "supernet")
+    net.to(device_of(config, display))
     stage = search_stage(label)
     _attach_latency(folder, net, display, needed=bool(config.search.max_latency or config.search.min_latency))
+    say_budget(net, bounds_of(config.search), display)
     _begin(folder, stage, config, display)
     method = spos.random_search if random else spos.evolve
     result = method(
@@ -64,15 +71,21 @@ def search(
         data,
         config=config.search,
         seed=config.seed,
+        reuse=[folder.directory(other) for other in folder.search_stages() if other != stage],
         run=folder.directory(stage),
         progress=display.progress,
     )
-    best = result.best
+    best, reused = result.best, sum(c.reused for c in result.history)
     display.say(
-        f"{'random search' if random else 'evolution'}: {len(result.history)} candidates, best {_listed(best.arch)}: "
+        f"{'random search' if random else 'evolution'}: {len(result.history)} candidates"
+        f"{f', {reused} of them scored by another search' * bool(reused)}, best {_listed(best.arch)}: "
         f"validation accuracy {best.accuracy:.2%}, {_cost(best.flops, best.params, best.bitops, best.latency)}"
     )
+    if not random and config.search.method == "nsga2":
+        display.say(f"Pareto front of {', '.join(config.search.objectives)}: {len(result.pareto)} architectures")
     _say_labels(net.space, best.arch, display)
+    if best.latency is not None:
+        _say_measured(net, best.arch, display)
 
 
 def retrain(
@@ -138,7 +151,7 @@ def _retrain_one(
     display.say(f"{label}: architecture {_listed(arch)}, {_cost(**costs)}")
     _say_labels(net.space, arch, display)
     result = spos.retrain(
-        net.extract(arch, weights="fresh", seed=config.seed),
+        net.extract(arch, weights="fresh", seed=config.seed).to(device_of(config, display)),
         data,
         config=config.retrain,
         seed=config.seed,
@@ -155,17 +168,47 @@ def _retrain_one(
 def _attach_latency(folder: RunFolder, net: spos.Supernet, display: Display, *, needed: bool) -> None:
     """Gives the supernet the run's table of latencies; where it is not needed, says why it cannot be used."""
     import spos
+    from spos.latency_measurement import other_machine
 
     if not folder.latency.exists():
         if needed:
             raise RunDirectoryError(f"{folder.latency} does not exist: run `spos latency {folder.path}` first")
         return
     try:
-        spos.load_latency(folder.latency).attach(net)
+        table = spos.load_latency(folder.latency).attach(net)
     except ValueError as error:
         if needed:
             raise ValueError(f"{folder.latency}: {error}") from None
         display.say(f"note: no latencies are shown: {error}")
+        return
+    if changed := other_machine(table, net):
+        display.say(f"note: latencies were measured with {changed}")
+
+
+def _say_measured(net: spos.Supernet, arch: Arch, display: Display) -> None:
+    """Measures a network whole, beside what the table predicts of it."""
+    import spos
+    from spos.latency_measurement import time_networks
+
+    table = spos.latency.measured(net)
+    [milliseconds] = time_networks(net, [arch], batch=table.batch)
+    display.say(f"  latency of {table.batch} images: {spos.latency(net, arch):.3g} ms predicted, {milliseconds:.3g} ms "
+                "measured now")  # fmt: skip
+
+
+def device_of(config: Config, display: Display) -> torch.device:
+    """The device that the settings name, said where it is a GPU. ValueError where there is none."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ValueError("device = 'cuda': torch sees no GPU here, expected 'auto' or 'cpu'")
+    if not there or config.device == "cpu":
+        return torch.device("cpu")
+    from spos_kernels import backends
+
+    display.say(f"device: {torch.cuda.get_device_name()}; CUDA kernels: {backends()['cuda'].reason}")
+    return torch.device("cuda")
 
 
 def prepare(config: Config, display: Display) -> tuple[spos.Data, spos.Supernet]:
@@ -223,16 +266,25 @@ def require(folder: RunFolder, stage: str, command: str, options: str = "") -> N
 def _comparisons(net: spos.Supernet, chosen: Arch, count: int, seed: int) -> list[Arch]:
     """Different random architectures with FLOPs, or bit operations where bits are a choice, within 1% of the chosen."""
     import spos
+    from spos.costs import sampler
     from spos.quantized import has_bits
 
-    name = "bit operations" if has_bits(net) else "FLOPs"
-    cost: Callable[[Sequence[int]], int] = (spos.bitops if has_bits(net) else spos.flops).table(net)
-    target = cost(chosen)
+    if not count:
+        return []
+    name, cost = ("bit operations", spos.bitops) if has_bits(net) else ("FLOPs", spos.flops)
+    target = cost(net, chosen)
+    around = sampler(net, [cost >= (1 - _TOLERANCE) * target, cost <= (1 + _TOLERANCE) * target])
+    if around is not None and around.count <= count:  # the chosen one may be among them
+        raise ValueError(
+            f"random-archs = {count}: only {around.count:,} architectures have {name} within {_TOLERANCE:.0%} of "
+            f"{target:,}"
+        )
+    draw = net.space.sample if around is None else around.sample
     rng = spos.generator(seed, "comparison")
     found: dict[Arch, None] = {}  # in the order of drawing: asking for more later starts with the same ones
-    for _ in range(_COMPARISON_DRAWS if count else 0):
-        arch = net.space.sample(rng)
-        if arch != chosen and abs(cost(arch) - target) <= _TOLERANCE * target:
+    for _ in range(_COMPARISON_DRAWS):
+        arch = draw(rng)
+        if arch != chosen and abs(cost(net, arch) - target) <= _TOLERANCE * target:
             found[arch] = None
             if len(found) == count:
                 break

@@ -39,6 +39,7 @@ def forward(
     running statistics.
     """
     module = module_of(backend)
+    layers, strided = _dense_statistics(layers)
     arguments = (x, tuple(map(tuple, layers)), main, stride, whole)
     kept_size, statistics_size, workspace_size, _ = module.choice_block_sizes(*arguments)
     y = empty_nhwc(shape, like=x)
@@ -60,6 +61,9 @@ def forward(
         _tf32(x),
         stream_of(x),
     )
+    if track:
+        for own, dense in strided:
+            own.copy_(dense)
     return y, statistics, kept
 
 
@@ -96,6 +100,21 @@ def backward(
         _tf32(x),
         stream_of(x),
     )
+
+
+def _dense_statistics(layers: Sequence[ConvBN]) -> tuple[Sequence[ConvBN], list[tuple[Tensor, Tensor]]]:
+    """Return the layers with running statistics that the kernels can read, and which of these stand for which."""
+    strided: list[tuple[Tensor, Tensor]] = []
+
+    def dense(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or tensor.is_contiguous():
+            return tensor
+        strided.append((tensor, tensor.contiguous()))
+        return strided[-1][1]
+
+    return [
+        layer._replace(running_mean=dense(layer.running_mean), running_var=dense(layer.running_var)) for layer in layers
+    ], strided
 
 
 def _tf32(x: Tensor) -> bool:

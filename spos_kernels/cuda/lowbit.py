@@ -13,7 +13,7 @@ from spos_kernels.cuda.modules import module_of, stream_of
 from spos_kernels.lowbit_methods import record
 
 # Numbered as in csrc/cuda/lowbit.h.
-BODIES = ("s8", "s4", "b1", "rows", "depthwise")
+BODIES = ("s8", "s4", "b1", "rows", "direct")
 FORMS = ("x in place", "x packed", "windows of x packed")
 
 
@@ -28,10 +28,11 @@ class Plan(NamedTuple):
     capability: int
 
     def __str__(self) -> str:
-        if self.body > 2:
-            return BODIES[self.body]
+        size = {"rows": f"{self.tile} columns", "direct": f"{self.tile} pixels"}.get(
+            BODIES[self.body], f"tiles of {self.tile}x{self.tile}"
+        )
         splits = f", k in {self.splits} parts" if self.splits > 1 else ""
-        return f"{BODIES[self.body]}, {FORMS[self.form]}, tiles of {self.tile}x{self.tile}{splits}"
+        return f"{BODIES[self.body]}, {FORMS[self.form]}, {size}{splits}"
 
 
 class Wanted(NamedTuple):
@@ -40,6 +41,7 @@ class Wanted(NamedTuple):
     body: int = -1
     tile: int = 0
     splits: int = 0
+    capability: int = 0  # to plan for, 80, 90 ...: in the emulator, which runs every body
 
 
 wanted = Wanted()

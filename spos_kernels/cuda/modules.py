@@ -28,6 +28,7 @@ def module_of(backend: str) -> ModuleType:
     return module
 
 
+@lru_cache(maxsize=2)  # every operation on a CUDA tensor asks
 def availability(backend: str) -> tuple[bool, str]:
     """Whether the backend can be used here, and what it is, or why it cannot be used."""
     module = _load(backend)

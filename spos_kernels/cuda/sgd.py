@@ -42,11 +42,21 @@ class Update(NamedTuple):
 class PreparedStep:
     """One step over these tensors, in place, as often as it is `run`: a single launch, which a CUDA graph can capture.
 
+    max_norm: if not 0, gradients count as scaled down to a norm, over all that is updated, of at most that, as by
+    `torch.nn.utils.clip_grad_norm_`. It is one more launch.
+
     Everything that may change from run to run is read on the GPU: gradients, the choices and widths that the updates
     name, and the learning rates, which `set_rates` writes. The tensors have to stay where they are.
     """
 
-    def __init__(self, updates: Sequence[Update], rates: Sequence[float], device: torch.device, backend: str) -> None:
+    def __init__(
+        self,
+        updates: Sequence[Update],
+        rates: Sequence[float],
+        device: torch.device,
+        backend: str,
+        max_norm: float = 0.0,
+    ) -> None:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("SGD in a CUDA graph: prepare() the step before the capture, and capture its run()")
         self._updates = list(updates)  # keeps their memory
@@ -56,6 +66,12 @@ class PreparedStep:
         self._table = _pinned(table, device).to(device, non_blocking=True)
         self._rates = torch.empty(len(rates), dtype=torch.float32, device=device)
         self.set_rates(rates)
+        self._max_norm = max_norm
+        self._scale: Tensor | None = None
+        if max_norm:
+            self._scale = torch.ones(1, dtype=torch.float32, device=device)
+            self._parts = torch.empty(self._native.size(), dtype=torch.float64, device=device)
+            self._counter = torch.zeros(1, dtype=torch.int32, device=device)
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Write the learning rates for the runs to come. Not for the inside of a CUDA graph."""
@@ -63,7 +79,10 @@ class PreparedStep:
 
     def run(self) -> None:
         """Update everything once."""
-        self._native.run(self._table, self._rates, stream_of(self._rates))
+        stream = stream_of(self._rates)
+        if self._scale is not None:
+            self._native.clip(self._table, self._max_norm, self._parts, self._counter, self._scale, stream)
+        self._native.run(self._table, self._rates, self._scale, stream)
         # What autograd has saved of them is out of date now: it has to notice. (It cannot where a graph is replayed.)
         torch.autograd.graph.increment_version([update.parameter for update in self._updates])
 

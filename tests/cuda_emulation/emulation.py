@@ -45,6 +45,7 @@ INSTRUCTIONS = [
     "mma_s4",
     "mma_u4s4",
     "mma_b1",
+    "dp4a",
 ]
 COUNTERS = [*INSTRUCTIONS, "shared_wavefronts", "ldmatrix_wavefronts", "global_bytes", "global_sectors"]
 

@@ -93,6 +93,13 @@ def test_tensor_core_instructions_are_counted(emulated: Emulation) -> None:
     }
 
 
+def test_dp4a_is_counted_by_thread(emulated: Emulation) -> None:
+    emulated.configure(count=True)
+    words, results = aligned(65, np.uint32), aligned(4 * 64, np.int32)
+    assert emulated.run("integer", 64, words, results) == 0
+    assert emulated.counters()["dp4a"] == 64
+
+
 def test_nothing_is_counted_unasked(emulated: Emulation) -> None:
     words = operands()
     assert emulated.run("mma_m16n8k32_s8", *words) == 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import device
 import device_tests
@@ -10,6 +13,8 @@ import pytest
 import toolchain
 import torch
 from device import Gpu
+
+from spos_kernels.cuda.modules import availability
 
 QUERY = "NVIDIA A100-SXM4-80GB, 580.65.06, 8.0, 80000"
 VERSION = "Cuda compilation tools, release 13.0, V13.0.88"
@@ -114,3 +119,14 @@ def test_failures_are_explained() -> None:
     )
     assert "compute-sanitizer found" in str(device_tests.explained(99, ""))
     assert device_tests.run(["sh", "-c", "echo one; echo two >&2; exit 3"], {}) == (3, "one\ntwo\n")
+
+
+@pytest.mark.skipif(not availability("cuda-emulated")[0], reason=availability("cuda-emulated")[1])
+def test_every_benchmark_runs() -> None:
+    """At a small size on the CPU, networks in the emulator."""
+    folder = Path(__file__).parents[2] / "benchmarks" / "gpu"
+    command = [sys.executable, str(folder), "--device", "cpu"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = [line for line in result.stdout.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 21 and "failed" not in result.stdout

@@ -172,6 +172,7 @@ _Z1av:
         /*0030*/              @!P1 STG.E desc[UR4][R2.64], R4 ;
         /*0040*/              @UP0 LDS.64 R4, [R2] ;
         /*0050*/                   HMMA.16816.F32 R4, R8, R10, R4 ;
+        /*0058*/                   IMMA.16864.U4.S4 R4, R8.ROW, R10.COL, R4 ;
         /*0060*/                   LDSM.16.MT88.4 R4, [R2] ;
         /*0070*/                   LDGSTS.E.BYPASS.128 [R2], desc[UR4][R4.64] ;
         /*0080*/                   FFMA2 R4, R8.F32x2.HI_LO, R10.F32, R4.F32 ;
@@ -186,6 +187,7 @@ COUNTS = {
     "STG.32": 1,
     "LDS.64": 1,
     "HMMA": 1,
+    "IMMA.16864": 1,
     "LDSM": 1,
     "LDGSTS.128": 1,
     "FFMA2": 1,
@@ -204,6 +206,7 @@ def test_expectations() -> None:
         return census.complaints(counted, [census.Expectation.read(table)])
 
     assert failing(kernels="*", has=["LDG", "LDG.128", "HMMA", "FFMA"], lacks=["STL"], architectures=[80]) == []
+    assert failing(kernels="*", has=["IMMA", "IMMA.16864"], lacks=["IMMA.16832"], architectures=[80]) == []
     assert failing(kernels="*", has=["HMMA"]) == ["a.cu: a<fp16> on sm_90 has no HMMA"]
     assert failing(kernels="a: *", lacks=["LDG.16"]) == ["a.cu: a<fp16> on sm_80 has 1 LDG.16"]
     assert failing(kernels="b: *") == ["expectations.toml: no kernel is called b: *"]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 import spos_kernels as sk
+from spos_kernels.cuda.modules import module_of
+from spos_kernels.layout import empty_nhwc
 
 Call = Callable[[], object]
 
@@ -73,6 +75,8 @@ def step(function: Callable[[], Tensor], *leaves: Tensor) -> Call:
     return call
 
 
+PARAMETERS = 7 * 640 * 640 + 5 * 320 * 320 + 64 * 256
+LINEAR = {"rows_kernel": [64 * 512 * 512] * 2, "gradient_kernel": [64 * 512 * 512]}
 DEPTHWISE = 4 * 64 * 28 * 28 * 25
 
 
@@ -155,9 +159,85 @@ def fake_quantize_lsq_fp32() -> Call:
     return step(lambda: sk.fake_quantize(x, 4, "lsq", scale, signed=True), x, scale)
 
 
+@case("x (4, 64, 28, 28) fp16, 4 bits, a learned step for each channel: forward, gradients of x and of the steps")
+def fake_quantize_per_channel_fp16() -> Call:
+    x, scale = image(4, 64, 28, torch.float16), torch.full((64,), 0.1, requires_grad=True)
+    return step(lambda: sk.fake_quantize(x, 4, "lsq", scale, signed=True, axis=1), x, scale)
+
+
+@case("x (64, 512), a slice of 512 x 512 of a weight of 1024 x 1024, fp32: forward, dgrad, wgrad", **LINEAR)
+def sliced_linear_fp32() -> Call:
+    x, weight = torch.randn(64, 512, requires_grad=True), torch.randn(1024, 1024, requires_grad=True)
+    return step(lambda: sk.sliced_linear(x, weight, out_features=512), x, weight)
+
+
+@case(f"{PARAMETERS:,} parameters with momentum, gradients clipped by norm", sgd_kernel=[3 * PARAMETERS])
+def sgd_with_clipping() -> Call:
+    """About what a path of shufflenet-oneshot has, in matrices of 640 x 640 and 320 x 320."""
+    shapes = [(640, 640)] * 7 + [(320, 320)] * 5 + [(64, 256)]
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    assert sum(parameter.numel() for parameter in parameters) == PARAMETERS
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    return sk.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4).prepare(max_norm=1.0).run
+
+
+@case("images (16, 3, 64, 64) fp32 to windows of 3 x 3 at stride 2")
+def im2row_of_the_stem() -> Call:
+    module, x = module_of("cuda-emulated"), image(16, 3, 64, torch.float32, grad=False)
+    windows = empty_nhwc((16, 27, 32, 32), like=x)
+    return lambda: module.im2row(x, windows, 3, 2, 1, 0)
+
+
+@case("a map (64, 1024, 4, 4) fp32 to features with dropout, their gradient, cross entropy of 64 rows of 1000 classes")
+def classifier_fp32() -> Call:
+    module, x = module_of("cuda-emulated"), image(64, 1024, 4, torch.float32, grad=False)
+    features, count = torch.empty(64, 1024), torch.zeros(1, dtype=torch.int64)
+    logits, labels = torch.randn(64, 1000), torch.arange(64)
+    losses, loss, dlogits = torch.empty(64), torch.empty(1), torch.empty(64, 1000)
+
+    def call() -> None:
+        module.pool(x, features, 0.1, 0, count, False, 0)
+        module.cross_entropy(logits, labels, losses, loss, dlogits, 0.1, 0)
+        module.pool(x, features, 0.1, 0, count, True, 0)
+
+    return call
+
+
 @case("x (4, 128, 14, 14) codes of 4 bits, 3 x 3 weight of 128 x 128 of 4 bits, scales and ReLU, float32 results")
 def lowbit_conv2d_w4a4() -> Call:
     codes = torch.randint(16, (128, 128, 3, 3)).to(torch.uint8)
     weight = sk.pack_weight(codes, 4, scale=torch.rand(128))
     x = torch.randint(16, (4, 128, 14, 14)).to(torch.uint8).contiguous(memory_format=torch.channels_last)
     return lambda: sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(0.1, 4), padding=1, relu=True)
+
+
+@case("x (4, 128, 14, 14) float32 to be quantized to 4 bits, the same weight")
+def lowbit_conv2d_floats_w4a4() -> Call:
+    weight = sk.pack_weight(torch.randint(16, (128, 128, 3, 3)).to(torch.uint8), 4, scale=torch.rand(128))
+    x = image(4, 128, 14, torch.float32)
+    return lambda: sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(0.1, 4), padding=1, relu=True)
+
+
+@case("x (4, 128, 14, 14) float32 to be quantized to 2 bits, 3 x 3 weight of 128 x 128 of 1 bit")
+def lowbit_conv2d_floats_w1a2() -> Call:
+    weight = sk.pack_weight(torch.randint(2, (128, 128, 3, 3)).to(torch.uint8), 1, scale=torch.rand(128))
+    x = image(4, 128, 14, torch.float32)
+    return lambda: sk.lowbit_conv2d(x, weight, x_quantizer=sk.Quantizer(0.1, 2), padding=1, relu=True)
+
+
+@case("one row of 2048 codes of 8 bits, weight of 2048 x 2048 of 4 bits, scales, float32 results")
+def lowbit_matmul_row_w4a8() -> Call:
+    weight = sk.pack_weight(torch.randint(16, (2048, 2048)).to(torch.uint8), 4, scale=torch.rand(2048))
+    x = torch.randint(256, (1, 2048)).to(torch.uint8)
+    return lambda: sk.lowbit_matmul(x, weight, x_quantizer=sk.Quantizer(0.1, 8))
+
+
+@case("x (4, 256, 14, 14) codes of 4 bits, depthwise 3 x 3 weight of 4 bits, scales and ReLU, codes as results")
+def lowbit_conv2d_depthwise_w4a4() -> Call:
+    weight = sk.pack_weight(torch.randint(16, (256, 1, 3, 3)).to(torch.uint8), 4, scale=torch.rand(256))
+    x = torch.randint(16, (4, 256, 14, 14)).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    quantizer = sk.Quantizer(0.1, 4)
+    return lambda: sk.lowbit_conv2d(
+        x, weight, x_quantizer=quantizer, padding=1, groups=256, relu=True, out_quantizer=quantizer
+    )

@@ -26,6 +26,8 @@ _LINE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9
 
 
 def kind_of(opcode: str, modifiers: Sequence[str]) -> str:
+    if opcode == "IMMA" and modifiers:  # with the shape, which tells nibbles from bytes: IMMA.16864
+        return f"IMMA.{modifiers[0]}"
     if opcode in ACCESSES:
         return f"{opcode}.{next((_WIDTHS[each] for each in modifiers if each in _WIDTHS), 32)}"
     return opcode if opcode in ARITHMETIC or opcode in PLAIN else "other"

@@ -35,6 +35,7 @@ ISSUED = (
     "warp_barrier",
     "cp_async",
     "ldmatrix",
+    "dp4a",
 )
 
 
@@ -65,8 +66,10 @@ class Launch:
 
     @property
     def instructions(self) -> int:
-        # Atomics are counted one for each thread.
-        counted = sum(self.counters[kind] for kind in ISSUED if kind != "atomic") + self.counters["atomic"] // 32
+        # Atomics and dp4a are counted one for each thread.
+        of_threads = ("atomic", "dp4a")
+        counted = sum(self.counters[kind] for kind in ISSUED if kind not in of_threads)
+        counted += sum(self.counters[kind] for kind in of_threads) // 32
         return counted + sum(self.counters.get(kind, 0) for kind in MULTIPLY_ADDS) + self.multiply_adds // 32
 
 

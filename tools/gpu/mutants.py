@@ -21,7 +21,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ FOLDER = ROOT / "build" / "mutants"
 TREE = FOLDER / "tree"
 TESTS = "tests/spos_kernels/cuda"
 PAGE, REASONS = toolchain.KERNELS / "mutants.md", toolchain.KERNELS / "mutants.toml"
-LEAST_TIME = 300  # seconds for the tests of a mutant, and ten times what they took without one if that is more
+LEAST_TIME = 60  # seconds for a test of a mutant, and ten times what the slowest took without one if that is more
 
 CHOICE = """
 extern "C" __attribute__((visibility("default"))) int mutants_chosen(int number);
@@ -147,8 +147,12 @@ def build() -> None:
         write(TREE / "spos_kernels" / module.name, module.read_bytes())
 
 
-def run_tests(report: Path, arguments: Sequence[str], timeout: float | None, **environment: str) -> tuple[int, str]:
-    """The exit code of pytest, negative for a signal, -1000 for too long a time, and the end of what it printed."""
+def run_tests(report: Path, arguments: Sequence[str], timeout: float, **environment: str) -> tuple[int, str]:
+    """The exit code of pytest, negative for a signal, and the end of what it printed.
+
+    timeout: seconds for a test, after which the process ends with 1 and no report: kernels do not listen to signals. 0
+    for none.
+    """
     report.unlink(missing_ok=True)
     paths = os.pathsep.join([str(TREE), str(Path(__file__).parent)])
     command = [
@@ -160,14 +164,12 @@ def run_tests(report: Path, arguments: Sequence[str], timeout: float | None, **e
         "mutant_tests",
         "-p",
         "no:cacheprovider",
-        "--timeout=0",
+        f"--timeout={timeout:.0f}",
+        "--timeout-method=thread",
         *arguments,
     ]
     variables = {**os.environ, "PYTHONPATH": paths, "MUTANT_REPORT": str(report), **environment}
-    try:
-        result = subprocess.run(command, cwd=TREE, env=variables, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return -1000, ""
+    result = subprocess.run(command, cwd=TREE, env=variables, capture_output=True, text=True)
     return result.returncode, result.stdout[-3000:] + result.stderr[-1000:]
 
 
@@ -178,7 +180,7 @@ def baseline(digest: str) -> dict[str, dict[str, Any]]:
         tests: dict[str, dict[str, Any]] = content["tests"]
         return tests
     print("mutants: running the tests with no mutant", flush=True)
-    code, output = run_tests(FOLDER / "report-0.json", [TESTS], None)
+    code, output = run_tests(FOLDER / "report-0.json", [TESTS], 0)
     if code != 0:
         sys.exit(f"error: the tests must pass without a mutant\n{output}")
     tests = json.loads((FOLDER / "report-0.json").read_text())
@@ -193,27 +195,57 @@ def digest_of(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def is_used(path: Path) -> bool:
+    """Whether it is a test of the kernels, or what these share."""
+    return path.is_relative_to(TREE / TESTS) or not path.name.startswith("test_")
+
+
+def reaching(mutant: Mutant, tests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The tests that get to the mutant's place, the quickest first."""
+    found = [name for name, test in tests.items() if mutant.number in test["reached"] and test["outcome"] == "passed"]
+    return sorted(found, key=lambda name: tests[name]["seconds"])
+
+
+def with_imports(files: Iterable[Path]) -> set[Path]:
+    """These test files, what of their folders they import, directly or not, and the conftest.py of these."""
+    modules = {path.stem: path for path in TREE.glob("tests/spos_kernels/**/*.py") if path.name != "conftest.py"}
+    found: set[Path] = set()
+    waiting = [*files, *TREE.glob("tests/spos_kernels/**/conftest.py")]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            names = re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
+            waiting += [modules[name] for name in names if name in modules]
+    return found
+
+
+def digest_of_mutant(mutant: Mutant, tests: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of what its result depends on: its file, and the files of the tests that reach it."""
+    files = {TREE / name.split("::")[0] for name in reaching(mutant, tests)}
+    return digest_of([toolchain.KERNELS / mutant.file, *with_imports(files)])
+
+
 def try_mutant(mutant: Mutant, tests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    reaching = [
-        name for name, test in tests.items() if mutant.number in test["reached"] and test["outcome"] == "passed"
-    ]
-    if not reaching:
+    names = reaching(mutant, tests)
+    if not names:
         return {"outcome": "survived", "how": "no test reaches it"}
-    reaching.sort(key=lambda name: tests[name]["seconds"])
     listed, report = FOLDER / f"tests-{mutant.number}.txt", FOLDER / f"report-{mutant.number}.json"
-    listed.write_text("\n".join(reaching))
-    files = sorted({name.split("::")[0] for name in reaching})
-    most = max(LEAST_TIME, 10 * sum(tests[name]["seconds"] for name in reaching))
+    listed.write_text("\n".join(names))
+    files = sorted({name.split("::")[0] for name in names})
+    most = max(LEAST_TIME, 10 * max(tests[name]["seconds"] for name in names))
     code, output = run_tests(report, ["-x", *files], most, MUTANT=str(mutant.number), MUTANT_TESTS=str(listed))
     failed = json.loads(report.read_text()) if report.exists() else {}
     for file in (listed, report):
         file.unlink(missing_ok=True)
     if code == 0:
-        return {"outcome": "survived", "how": f"{len(reaching)} tests reach it"}
+        return {"outcome": "survived", "how": f"{len(names)} tests reach it"}
     if code == 1 and failed:
         return {"outcome": "killed", "how": failed["how"], "test": failed["test"]}
+    if code == 1 and "Timeout" in output:
+        return {"outcome": "killed", "how": "does not end"}
     if code < 0:
-        return {"outcome": "killed", "how": "does not end" if code == -1000 else f"crash, signal {-code}"}
+        return {"outcome": "killed", "how": f"crash, signal {-code}"}
     raise RuntimeError(f"pytest ended with {code} at mutant {mutant.number}, {mutant.key}\n{output}")
 
 
@@ -308,19 +340,20 @@ def main() -> int:
     print(f"mutants: {len(mutants)} in {len({each.file for each in mutants})} files; compiling", flush=True)
     build()
     kept = FOLDER / "results.json"
-    tests_digest = digest_of(list((TREE / "tests" / "spos_kernels").rglob("*.py")))
-    reach = baseline(digest_of([*TREE.glob("csrc/**/*.*"), *TREE.glob("spos_kernels/**/*.py")]) + tests_digest)
+    tests = [path for path in TREE.glob("tests/spos_kernels/**/*.py") if is_used(path)]
+    reach = baseline(digest_of([*TREE.glob("csrc/**/*.*"), *TREE.glob("spos_kernels/**/*.py"), *tests]))
     known: dict[str, dict[str, str]] = json.loads(kept.read_text()) if kept.exists() else {}
-    contents = {each.name: digest_of([each]) + tests_digest for each in sources()}
-    results = {key: value for key, value in known.items() if contents.get(key.split("|")[0]) == value["digest"]}
-    waiting = [each for each in mutants if each.key not in results and each.file in (options.files or contents)]
+    digests = {each.key: digest_of_mutant(each, reach) for each in mutants}
+    results = {key: value for key, value in known.items() if digests.get(key) == value["digest"]}
+    wanted = set(options.files or [each.name for each in sources()])
+    waiting = [each for each in mutants if each.key not in results and each.file in wanted]
     start = time.monotonic()
     with ThreadPoolExecutor(options.jobs) as pool:
         jobs = {pool.submit(try_mutant, each, reach): each for each in waiting}
         try:
             for done, job in enumerate(as_completed(jobs), 1):
                 mutant = jobs[job]
-                results[mutant.key] = {**job.result(), "digest": contents[mutant.file]}
+                results[mutant.key] = {**job.result(), "digest": digests[mutant.key]}
                 partial = kept.with_suffix(".partial")
                 partial.write_text(json.dumps(results, indent=1))
                 partial.replace(kept)

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "cuda/errors.h"
+#include "cuda/runtime.h"
 
 #if defined(SPOS_CUDA_EMULATED)
 #include "cuda_emulation/emulator.h"
@@ -20,6 +20,10 @@ cuda::Element element_of(const Tensor& tensor) {
 CudaCall& CudaCall::add(const Tensor& tensor, const char* name, bool written) {
     const int64_t elements = reach(tensor);
     if (tensor.data == nullptr || elements == 0) return *this;
+    if (!ranges_.empty() && tensor.device != device_)
+        throw py::value_error(std::string(name) + ": is on GPU " + std::to_string(tensor.device) + ", expected " +
+                              std::to_string(device_) + " like " + ranges_.front().name);
+    device_ = tensor.device;
     const auto begin = reinterpret_cast<uintptr_t>(tensor.data);
     ranges_.push_back({begin, begin + static_cast<uintptr_t>(elements * size_of(tensor.dtype)), name, written});
     return *this;
@@ -69,6 +73,7 @@ void CudaCall::run(uintptr_t stream, const std::function<int(void*)>& start) con
         throw std::runtime_error(text);
     }
 #else
+    const cuda::DeviceGuard guard(device_);
     const int error = start(reinterpret_cast<void*>(stream));
 #endif
     if (error) throw std::runtime_error(std::string("CUDA: ") + cuda::error_text(error));

@@ -20,7 +20,7 @@ cuda::Element element_of(const Tensor& tensor);
 
 class CudaCall {
   public:
-    // Tensors without data (not given) are left out.
+    // Tensors without data (not given) are left out. ValueError for one on another GPU than those before.
     CudaCall& reads(const Tensor& tensor, const char* name) { return add(tensor, name, false); }
     CudaCall& writes(const Tensor& tensor, const char* name) { return add(tensor, name, true); }
 
@@ -33,7 +33,8 @@ class CudaCall {
         return *this;
     }
 
-    // start(stream) starts kernels and returns a cudaError_t. RuntimeError where that is not cudaSuccess.
+    // start(stream) starts kernels on the tensors' device and returns a cudaError_t. RuntimeError where that is not
+    // cudaSuccess.
     void run(uintptr_t stream, const std::function<int(void* stream)>& start) const;
 
   private:
@@ -46,6 +47,7 @@ class CudaCall {
     std::vector<Range> merged() const;
 
     std::vector<Range> ranges_;
+    int device_ = 0;
 };
 
 }  // namespace spos

@@ -58,6 +58,22 @@ class ChoiceTable {
         });
     }
 
+    // With the running statistics, nothing kept but maps between convolutions.
+    void evaluate(py::handle x, py::handle rows, py::handle choice, py::handle y, py::handle kept, py::handle workspace,
+                  py::handle counters, double eps, bool tf32, uintptr_t stream) const {
+        for (const cuda::Branch& branch : rows_)
+            for (int i = 0; i < branch.main + branch.proj; ++i)
+                if (!branch.layer[i].running_mean)
+                    throw py::value_error("branches: expected running statistics of all layers");
+        ChoiceBlockReading reading = read(x, rows, choice, eps);
+        reading.block.training = reading.block.keep = false;
+        place_output(reading, y);
+        place_memory(reading, {kept, py::none(), workspace, counters}, false);
+        reading.call.run(stream, [&](void* stream) {
+            return cuda::choice_block_forward(reading.block, element_of(reading.x), reading.product(tf32), stream);
+        });
+    }
+
     void backward(py::handle dy, py::handle x, py::handle rows, py::handle choice, py::handle kept,
                   py::handle statistics, py::handle dx, py::handle workspace, py::handle counters, double eps,
                   bool tf32, uintptr_t stream) const {
@@ -109,6 +125,7 @@ void bind_cuda_choice_table(py::module_& module) {
         .def("rows", &ChoiceTable::rows)
         .def("sizes", &ChoiceTable::sizes)
         .def("forward", &ChoiceTable::forward)
+        .def("evaluate", &ChoiceTable::evaluate)
         .def("backward", &ChoiceTable::backward);
 }
 

@@ -16,9 +16,9 @@ namespace {
 py::dict to_dict(const cuda_emulation::Counters& counters) {
     using cuda_emulation::Instruction;
     constexpr const char* names[] = {
-        "global_load", "global_store", "shared_load",   "shared_store", "atomic",   "shuffle",  "vote",
-        "reduce",      "match",        "block_barrier", "warp_barrier", "cp_async", "ldmatrix", "mma_f16",
-        "mma_bf16",    "mma_tf32",     "mma_s8",        "mma_u8s8",     "mma_s4",   "mma_u4s4", "mma_b1"};
+        "global_load", "global_store",  "shared_load",  "shared_store", "atomic",   "shuffle", "vote",     "reduce",
+        "match",       "block_barrier", "warp_barrier", "cp_async",     "ldmatrix", "mma_f16", "mma_bf16", "mma_tf32",
+        "mma_s8",      "mma_u8s8",      "mma_s4",       "mma_u4s4",     "mma_b1",   "dp4a"};
     static_assert(std::size(names) == static_cast<size_t>(Instruction::how_many), "a name for each instruction");
     py::dict result;
     for (size_t i = 0; i < std::size(names); ++i) result[names[i]] = counters.instructions[i];

@@ -186,12 +186,24 @@ class Reader {
     const Arguments& from_;
 };
 
-// body, tile, splits: what is wanted, or -1, 0 and 0 for what the plan says.
-using Wanted = std::tuple<int, int, int>;
+// body, tile, splits: what is wanted, or -1, 0 and 0 for what the plan says. capability: 0, or of the device to plan
+// for, which only the emulator can be.
+using Wanted = std::tuple<int, int, int, int>;
+
+cuda::LowbitDevice device_of(const Wanted& wanted) {
+    cuda::LowbitDevice device = cuda::lowbit_device();
+    const int capability = std::get<3>(wanted);
+#if !defined(SPOS_CUDA_EMULATED)
+    if (capability != 0 && capability != device.capability)
+        throw py::value_error("wanted: another capability than the device's");
+#endif
+    if (capability != 0) device.capability = capability;
+    return device;
+}
 
 cuda::LowbitPlan plan_of(const cuda::LowbitConv2d& call, const Wanted& wanted) {
-    const auto [body, tile, splits] = wanted;
-    const cuda::LowbitDevice device = cuda::lowbit_device();
+    const auto [body, tile, splits, capability] = wanted;
+    const cuda::LowbitDevice device = device_of(wanted);
     if (body < -1 || body > 4 || (body >= 0 && !cuda::lowbit_can(static_cast<cuda::LowbitBody>(body), call, device)))
         throw py::value_error("wanted: a body that cannot run this call on this device");
     if (tile != 0 && tile != 64 && tile != 128) throw py::value_error("wanted: expected a tile of 64 or 128");
@@ -217,7 +229,7 @@ py::tuple plan(const py::args& args, const Wanted& wanted) {
     const Reader reader(arguments);
     const cuda::LowbitPlan plan = plan_of(reader.call, wanted);
     return py::make_tuple(static_cast<int>(plan.body), static_cast<int>(plan.form), plan.tile, plan.splits,
-                          plan.workspace_bytes, cuda::lowbit_device().capability);
+                          plan.workspace_bytes, device_of(wanted).capability);
 }
 
 void conv2d(const py::args& args, const Wanted& wanted, py::handle workspace_object, py::handle counters_object,

@@ -57,24 +57,55 @@ class SgdTable {
         return {reinterpret_cast<const char*>(pieces_.data()), pieces_.size() * sizeof(SgdPiece)};
     }
 
-    // table: data() in the memory of the device. rates: learning rates.
-    void run(py::handle table_object, py::handle rates_object, uintptr_t stream) const {
-        const Tensor table = read_tensor_of({Dtype::uint8}, table_object, "table");
+    int64_t size() const { return static_cast<int64_t>(pieces_.size()); }
+
+    // table: data() in the memory of the device. rates: learning rates. scale: of the gradients, or None for 1.
+    void run(py::handle table_object, py::handle rates_object, py::handle scale_object, uintptr_t stream) const {
         const Tensor rates = read_tensor_of({Dtype::float32}, rates_object, "rates");
-        check_shape(table, "table", {static_cast<int64_t>(pieces_.size() * sizeof(SgdPiece))});
         check_shape(rates, "rates", {rates_});
-        check_contiguous(table, "table");
         check_contiguous(rates, "rates");
-        if (reinterpret_cast<uintptr_t>(table.data) % alignof(SgdPiece) != 0)
-            throw py::value_error("table: expected an address that is a multiple of 8");
+        Tensor scale{};
+        if (!scale_object.is_none()) {
+            scale = read_tensor_of({Dtype::float32}, scale_object, "scale");
+            check_shape(scale, "scale", {1});
+        }
         CudaCall call = call_;
-        call.reads(table, "table").reads(rates, "rates").run(stream, [&](void* stream) {
-            return cuda::sgd_step(table.as<const SgdPiece>(), static_cast<int64_t>(pieces_.size()), rates.as<float>(),
-                                  stream);
+        const SgdPiece* const table = read_table(table_object, call);
+        call.reads(rates, "rates").reads(scale, "scale").run(stream, [&](void* stream) {
+            return cuda::sgd_step(table, size(), rates.as<float>(), scale.as<float>(), stream);
+        });
+    }
+
+    // parts: float64 for each piece. counter: int32, zero. scale: what to multiply the gradients by.
+    void clip(py::handle table_object, double most, py::handle parts_object, py::handle counter_object,
+              py::handle scale_object, uintptr_t stream) const {
+        const Tensor parts = read_tensor_of({Dtype::float64}, parts_object, "parts");
+        const Tensor counter = read_tensor_of({Dtype::int32}, counter_object, "counter");
+        const Tensor scale = read_tensor_of({Dtype::float32}, scale_object, "scale");
+        check_shape(parts, "parts", {size()});
+        check_contiguous(parts, "parts");
+        check_shape(counter, "counter", {1});
+        check_shape(scale, "scale", {1});
+        CudaCall call = call_;
+        const SgdPiece* const table = read_table(table_object, call);
+        call.writes(parts, "parts").writes(counter, "counter").writes(scale, "scale").run(stream, [&](void* stream) {
+            const cuda::SgdClip clip{static_cast<float>(most), parts.as<double>(), static_cast<uint32_t*>(counter.data),
+                                     scale.as<float>()};
+            return cuda::sgd_clip(table, size(), clip, stream);
         });
     }
 
   private:
+    const SgdPiece* read_table(py::handle object, CudaCall& call) const {
+        const Tensor table = read_tensor_of({Dtype::uint8}, object, "table");
+        check_shape(table, "table", {static_cast<int64_t>(pieces_.size() * sizeof(SgdPiece))});
+        check_contiguous(table, "table");
+        if (reinterpret_cast<uintptr_t>(table.data) % alignof(SgdPiece) != 0)
+            throw py::value_error("table: expected an address that is a multiple of 8");
+        call.reads(table, "table");
+        return table.as<const SgdPiece>();
+    }
+
     void add(const py::tuple& update) {
         if (update.size() != 17) throw py::value_error("updates: expected tuples of 17");
         const Tensor parameter = read_tensor_of({Dtype::float32}, update[0], "parameter");
@@ -168,7 +199,10 @@ void bind_cuda_sgd(py::module_& module) {
     py::class_<SgdTable>(module, "SgdTable", py::module_local())
         .def(py::init<const py::list&, int64_t>(), py::arg("updates"), py::arg("rates"))
         .def("data", &SgdTable::data)
-        .def("run", &SgdTable::run, py::arg("table"), py::arg("rates"), py::arg("stream"));
+        .def("size", &SgdTable::size)
+        .def("run", &SgdTable::run, py::arg("table"), py::arg("rates"), py::arg("scale"), py::arg("stream"))
+        .def("clip", &SgdTable::clip, py::arg("table"), py::arg("most"), py::arg("parts"), py::arg("counter"),
+             py::arg("scale"), py::arg("stream"));
 }
 
 }  // namespace spos

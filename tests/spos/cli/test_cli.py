@@ -61,7 +61,7 @@ def results(path: Path) -> dict[str, Any]:
 def without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_times(item) for key, item in value.items() if key != "seconds"}
-    return value
+    return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def run_chain(spos: Command, images: Path, run: str) -> None:
@@ -196,6 +196,15 @@ class TestErrors:
         message = self.refused(spos, "search", "run", "--set", "data.image_size=16")
         assert "supernet was started with data.image_size = 8, now 16" in message
         assert spos("train", "run", "--threads", 1, "--set", "data.workers=1", "--set", "search.parents=3").status == 0
+
+    def test_devices(self, spos: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        train = ("train", "run", "--data", images, *TINY, *STEPS)
+        assert "torch sees no GPU here, expected 'auto'" in self.refused(spos, *train, "--set", "device=cuda")
+        assert "device = 'gpu': expected 'auto' or 'cpu' or 'cuda'" in self.refused(spos, *train, "--set", "device=gpu")
+        assert not (tmp_path / "run").exists()
+        assert spos(*train, "--set", "device=cpu").status == 0
+        assert spos(*train, "--set", "device=auto").status == 0  # it may change
 
     def test_budgets_and_architectures(self, spos: Command, images: Path, tmp_path: Path) -> None:
         spos("train", "run", "--data", images, *TINY, *STEPS)

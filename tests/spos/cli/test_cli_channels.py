@@ -41,6 +41,20 @@ def test_from_training_to_the_report(spos: Command, images: Path, tmp_path: Path
     assert "FLOPs" in spos("search", "run", *BUDGET, "--max-flops", "2e6").out
     best = json.loads(Path("run/search/result.json").read_text())["best"]
     assert best["flops"] <= 2e6
+    outcome = spos("latency", "run", "--batch", 1, "--rounds", 1, "--check", 3)
+    assert (
+        outcome.status == 0 and "8 blocks, 32 times for 1 images, 1 threads. Networks, in float on the" in outcome.out
+    )
+    outcome = spos("search", "run", *BUDGET, "--label", "little", "--max-memory", 9000, "--max-flops", 1e7)
+    assert outcome.status == 0, outcome.err
+    said = r"budget: peak_memory <= 9000: shufflenet-oneshot-channels-small reaches [\d,]+ to [\d,]+, exactly 0\.\d+ of"
+    assert re.search(said, outcome.out) and "random draws meet them at a rate of 1" in outcome.out, outcome.out
+    result = json.loads(Path("run/search-little/result.json").read_text())
+    assert result["constraints"] == ["flops <= 10000000", "peak_memory <= 9000"]
+    outcome = spos("search", "run", *BUDGET, "--label", "none", "--max-memory", 10)
+    assert outcome.status == 2 and "peak_memory <= 10 cannot be met" in outcome.err
+    outcome = spos("search", "run", *BUDGET, "--label", "fast", "--max-latency", 1000)
+    assert re.search(r"latency of 1 images: [\d.]+ ms predicted, [\d.]+ ms measured now", outcome.out), outcome.err
     out = spos("retrain", "run").out
     operators = " ".join(("choice_5", "choice_x")[i] for i in best["arch"][::2])
     ratios = " ".join(("0.5", "1.0")[i] for i in best["arch"][1::2])

@@ -85,6 +85,7 @@ def test_searches_of_several_budgets(spos: Command, images: Path, tmp_path: Path
     for label, option, budget in (("fast", "--max-latency", 1000), ("small", "--max-bitops", 0.006)):
         outcome = spos("search", "run", *BUDGET, "--label", label, option, budget)
         assert outcome.status == 0 and "ms predicted" in outcome.out, outcome.err
+        assert re.search(r"latency of 2 images: [\d.]+ ms predicted, [\d.]+ ms measured now", outcome.out)
         best = json.loads(Path(f"run/search-{label}/result.json").read_text())["best"]
         assert best["latency"] > 0 and best["bitops"] > 0
         outcome = spos("retrain", "run", "--search", label)

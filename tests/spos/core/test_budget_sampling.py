@@ -13,8 +13,8 @@ import spos
 from spos.budget_sampling import BudgetSampler
 from spos.cost_table import CostTable
 from spos.costs import reachable, sampler
-from spos.evolution import draw_random
 from spos.space import Decision, SearchSpace
+from spos.variation import draw_random
 
 from .channels_support import own_net
 from .conftest import SEARCH, make_data, make_module

@@ -9,7 +9,7 @@ import torch
 import spos
 from spos.identity import hash_weights
 from spos.sampling import path_sampler
-from spos.training import make_optimizer, make_sink
+from spos.steps import make_optimizer, make_sink
 
 from .channels_support import images, own_net, small_net, used
 from .conftest import SEARCH, TRAIN, make_data

@@ -145,6 +145,46 @@ def test_profile_refuses_what_cannot_be_reached(net):
         spos.profile(net, ["flops"])
 
 
+def test_profile_of_several_costs(net):
+    archs = list(net.space.enumerate())
+    flops, params = (sorted({cost(net, a) for a in archs}) for cost in (spos.flops, spos.params))
+    bounds = [spos.flops <= flops[-1], spos.flops >= flops[1], spos.params <= params[-2]]
+    found = spos.profile(net, bounds, draws=4000)
+    passes = {name: [all(c.allows(c.cost(net, a)) for c in bounds if c.cost.name == name) for a in archs]
+              for name in ("flops", "params")}  # fmt: skip
+    for name, passing in passes.items():
+        share = found.each[name]
+        assert share == spos.Share.exact(sum(passing) / len(archs))
+    both = sum(map(all, zip(*passes.values(), strict=True)))
+    low, high = found.interval
+    assert 0 < low < both / len(archs) < high < 1 and high - low < 0.06 and low < found.feasible_fraction < high
+    assert found.draws == 4000 and found.acceptance == pytest.approx(both / min(map(sum, passes.values())), abs=0.05)
+    one = spos.profile(net, bounds[:2])
+    assert (one.feasible_fraction, one.draws, one.acceptance) == (found.each["flops"].fraction, 0, 1.0)
+    assert one.interval == (one.feasible_fraction, one.feasible_fraction)
+    nothing = spos.profile(net, bounds, draws=0)
+    assert nothing.feasible_fraction is nothing.interval is nothing.acceptance is None
+    assert spos.profile(net).feasible_fraction == 1.0 and spos.profile(net).each == {}
+
+
+def test_profile_of_a_cost_that_cannot_be_counted():
+    """By draws from the whole space, or from those within the bounds of one that can."""
+    first = spos.ChoiceBlock({"keep": nn.Identity(), "halve": nn.AvgPool2d(2)})
+    convs = [spos.ChoiceBlock({str(k): nn.Conv2d(1, 1, k, padding=k // 2) for k in (1, 3, 5)}) for _ in range(2)]
+    net = spos.Supernet(nn.Sequential(first, *convs), input_shape=(1, 8, 8))
+    archs = list(net.space.enumerate())
+    bounds = [spos.flops <= 1000, spos.params <= 30]
+    alone = [sum(c.allows(c.cost(net, a)) for a in archs) / len(archs) for c in bounds]
+    both = sum(all(c.allows(c.cost(net, a)) for c in bounds) for a in archs) / len(archs)
+    found = spos.profile(net, bounds, draws=1000)
+    assert found.ranges["flops"] is None and found.each["flops"].draws == 1000
+    assert found.each["flops"].interval[0] < alone[0] < found.each["flops"].interval[1]
+    assert found.each["params"] == spos.Share.exact(alone[1])
+    assert found.interval[0] < both < found.interval[1] and found.acceptance == found.feasible_fraction / alone[1]
+    single = spos.profile(net, bounds[:1], draws=1000)
+    assert single.draws == 1000 and single.each["flops"].fraction == single.feasible_fraction == single.acceptance
+
+
 def test_weights_shared_by_branches_count_once_on_a_path():
     conv = nn.Conv2d(1, 1, 3, padding=1)
     for first, second in (({"a": conv, "skip": nn.Identity()}, {"a": conv, "skip": nn.Identity()}),

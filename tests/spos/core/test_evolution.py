@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import spos
-from spos.evolution import crossover, draw_random, mutate, propose, rank
+from spos.evolution import rank
 from spos.space import Decision, SearchSpace
+from spos.variation import crossover, draw_random, mutate, propose
 
 from .conftest import SEARCH
 
@@ -130,7 +131,7 @@ def test_parents_are_the_best_of_all_generations_so_far(net, data, monkeypatch):
         parents.append(tuple(given))
         return plain(space, given, *rest)
 
-    monkeypatch.setattr("spos.evolution.propose", spy)
+    monkeypatch.setattr("spos.strategies.propose", spy)
     result = spos.evolve(net, data, config=SEARCH)
     for number, given in enumerate(parents):
         before = [c for c in result.history if c.generation <= number]

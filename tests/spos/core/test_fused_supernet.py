@@ -12,7 +12,7 @@ from torch import Tensor
 
 import spos
 import spos_kernels as sk
-from spos.training import make_optimizer
+from spos.steps import make_optimizer
 
 STEPS = 200
 CLASSES = 4

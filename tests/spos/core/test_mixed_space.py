@@ -8,8 +8,8 @@ from torch import nn
 import spos
 from spos import Decision, SearchSpace, generator
 from spos.bits import EVERY, SEARCHED
-from spos.evolution import draw_random, mutate, propose
 from spos.sampling import path_sampler
+from spos.variation import draw_random, mutate, propose
 
 from .conftest import SEARCH
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import spos
 from spos.identity import hash_weights
-from spos.training import make_optimizer, make_sink
+from spos.steps import make_optimizer, make_sink
 
 from .conftest import TRAIN
 from .mixed_support import quantized_layers, small_net, used

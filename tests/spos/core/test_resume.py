@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 # Each script runs in a process of its own and kills it at the moment named by its second argument.
 PREAMBLE = """
-import os, signal, sys
+import dataclasses, os, signal, sys
 import torch, spos
 from tests.spos.core.conftest import SEARCH, TRAIN, make_data, make_module
 torch.set_num_threads(1)
@@ -30,15 +31,20 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 """
 KILLED_IN_A_STEP = """
-from spos import training
-plain = training._backward
-def backward(*arguments):
-    if arguments[-1].step == moment:
+import torch.nn.functional as F
+plain, step = F.cross_entropy, -1
+def cross_entropy(*arguments, **options):  # the forward pass is done, the backward pass is not
+    global step
+    step += 1
+    if step == moment * TRAIN.accumulation:
         die()
-    plain(*arguments)
-training._backward = backward
+    return plain(*arguments, **options)
+F.cross_entropy = cross_entropy
 spos.train_supernet(net, data, config=TRAIN, run=directory)
 """
+KILLED_WITH_A_SAMPLER = KILLED_IN_A_STEP.replace(
+    "config=TRAIN", "config=dataclasses.replace(TRAIN, sampler=sys.argv[3])"
+)
 KILLED_WRITING_A_CHECKPOINT = """
 from spos import atomic_files
 written = 0
@@ -59,9 +65,9 @@ spos.{search}(net, data, config=SEARCH, run=directory, progress=lambda stage, do
 """
 
 
-def killed(script: str, directory: Path, moment: int) -> None:
+def killed(script: str, directory: Path, moment: int, *more: str) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + script, str(directory), str(moment)],
+        [sys.executable, "-c", PREAMBLE + script, str(directory), str(moment), *more],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -71,10 +77,10 @@ def killed(script: str, directory: Path, moment: int) -> None:
     assert run.returncode == -signal.SIGKILL, run.stderr
 
 
-def trained(directory: Path) -> tuple[str, list[dict], dict[str, torch.Tensor]]:
+def trained(directory: Path, sampler: str = "uniform") -> tuple[str, list[dict], dict[str, torch.Tensor]]:
     """Train in this process, going on where there is something; return weights, records and the last checkpoint."""
     net = spos.Supernet(make_module(), input_shape=(1, 8, 8))
-    spos.train_supernet(net, make_data(), config=TRAIN, run=directory)
+    spos.train_supernet(net, make_data(), config=dataclasses.replace(TRAIN, sampler=sampler), run=directory)
     with spos.RunDirectory.open(directory, read_only=True) as run:
         records = [{k: v for k, v in r.items() if k != "seconds"} for r in run.records("train")]
         checkpoint = run.load_checkpoint("supernet")
@@ -106,6 +112,16 @@ def test_training_killed_and_resumed(script, moment, tmp_path, uninterrupted):
     assert all(torch.equal(v, uninterrupted[2][k]) for k, v in tensors.items())
 
 
+@pytest.mark.parametrize("sampler", ["budget", "fair", "diverse", "tests.spos.core.test_path_samplers:two_of_them"])
+def test_training_with_other_samplers_killed_and_resumed(sampler, tmp_path):
+    torch.set_num_threads(1)
+    killed(KILLED_WITH_A_SAMPLER, tmp_path / "run", 7, sampler)
+    whole, resumed = trained(tmp_path / "whole", sampler), trained(tmp_path / "run", sampler)
+    assert resumed[:2] == whole[:2] and resumed[2].keys() == whole[2].keys()
+    assert all(torch.equal(v, whole[2][k]) for k, v in resumed[2].items())
+    assert len(resumed[1]) == 5
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted):
     trained(tmp_path / "run")
     assert trained(tmp_path / "run")[:2] == uninterrupted[:2]
@@ -120,15 +136,21 @@ def test_training_goes_on_from_the_last_good_checkpoint(tmp_path, uninterrupted)
     assert weights == uninterrupted[0] and records == uninterrupted[1]
 
 
-@pytest.mark.parametrize("search", ["evolve", "random_search"])
-def test_search_killed_and_resumed(search, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["evolution", "random", "nsga2", "aging"])
+def test_search_killed_and_resumed(method, tmp_path, monkeypatch):
+    search = "random_search" if method == "random" else "evolve"
+    config = SEARCH if method == "random" else dataclasses.replace(SEARCH, method=method)
+
     def run_search(directory):
         net = spos.Supernet(make_module(), input_shape=(1, 8, 8))
-        result = getattr(spos, search)(net, make_data(), config=SEARCH, run=directory)
+        result = getattr(spos, search)(net, make_data(), config=config, run=directory)
         return [(c.index, c.generation, c.arch, c.accuracy, c.loss, c.origin) for c in result.history]
 
     whole = run_search(tmp_path / "whole")
-    killed(KILLED_IN_A_SEARCH.format(search=search), tmp_path / "run", 6)
+    script = KILLED_IN_A_SEARCH.format(search=search)
+    if method != "random":
+        script = script.replace("config=SEARCH", f"config=dataclasses.replace(SEARCH, method={method!r})")
+    killed(script, tmp_path / "run", 6)
     stream = tmp_path / "run" / ("evolution.jsonl" if search == "evolve" else "random.jsonl")
     assert len(stream.read_text().splitlines()) == 6
     with stream.open("a") as file:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 import spos
 from spos.identity import hash_weights
-from spos.training import learning_rate, make_optimizer
+from spos.steps import make_optimizer
+from spos.training import learning_rate
 
 from .conftest import TRAIN, make_data, make_module
 

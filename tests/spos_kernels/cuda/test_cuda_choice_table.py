@@ -12,7 +12,7 @@ from torch import Tensor
 
 import spos_kernels as sk
 from spos_kernels.cuda.modules import module_of, stream_of
-from spos_kernels.cuda.training_step import _Part
+from spos_kernels.cuda.network_pass import Part
 from spos_kernels.layout import empty_nhwc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,12 +29,12 @@ def running_of(branches: list[sk.Branch]) -> list[Tensor]:
     return [tensor for branch in branches for _, field, tensor in named_tensors(branch) if field in fields]
 
 
-def gradients_but(part: _Part, choice: int) -> list[Tensor]:
+def gradients_but(part: Part, choice: int) -> list[Tensor]:
     others = [of for number, of in enumerate(part.gradients) if number != choice]
     return [tensor for of in others for layer in of for tensor in layer if tensor is not None]
 
 
-def run_table(part: _Part, dy: Tensor, backend: str) -> Tensor:
+def run_table(part: Part, dy: Tensor, backend: str) -> Tensor:
     """Forward and backward by the choice in memory; dx, poisoned before."""
     module = module_of(backend)
     workspace = torch.empty(max(part.workspaces), dtype=torch.uint8, device=dy.device)
@@ -60,7 +60,7 @@ def test_every_choice_has_the_bits_of_its_branch_and_leaves_the_others(backend: 
     x = torch.randn(case.x_shape, device=device).to(memory_format=torch.channels_last)
     dy = torch.randn(case.y_shape, device=device).to(memory_format=torch.channels_last)
     choice = torch.zeros(1, dtype=torch.int32, device=device)
-    part = _Part(x, by_choice, stride, False, choice, backend)
+    part = Part(x, by_choice, stride, False, choice, backend)
     for number in (2, 3, 0, 1, 3):
         choice.fill_(number)
         for of in part.gradients[number]:
@@ -92,7 +92,7 @@ def test_every_choice_launches_the_same(emulator: ModuleType, stride: int, launc
     x = torch.randn(case.x_shape).to(memory_format=torch.channels_last)
     dy = torch.randn(case.y_shape).to(memory_format=torch.channels_last)
     choice = torch.zeros(1, dtype=torch.int32)
-    part = _Part(x, branches_of(case, "cpu"), stride, False, choice, "cuda-emulated")
+    part = Part(x, branches_of(case, "cpu"), stride, False, choice, "cuda-emulated")
     for number in range(4):
         choice.fill_(number)
         emulator.take_counters()
@@ -107,8 +107,8 @@ def test_branches_that_do_not_fit_are_refused(emulator: ModuleType) -> None:
     choice = torch.zeros(1, dtype=torch.int32)
     wider = make_branch("5", case.channels, case.mid, case.out + 2, 1)
     with pytest.raises(ValueError, match="branches: expected the same number of outputs"):
-        _Part(x, [*branches_of(case, "cpu"), wider], 1, False, choice, "cuda-emulated")
-    part = _Part(x, branches_of(case, "cpu"), 1, False, choice, "cuda-emulated")
+        Part(x, [*branches_of(case, "cpu"), wider], 1, False, choice, "cuda-emulated")
+    part = Part(x, branches_of(case, "cpu"), 1, False, choice, "cuda-emulated")
     part.choice = torch.zeros(2, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"choice: has shape \[2\], expected \[1\]"):
         run_table(part, part.y, "cuda-emulated")
