@@ -136,8 +136,8 @@ def test_codes_next_to_ties_are_those_of_the_definition(
     ties = torch.arange(-2, 18).double()[:, None] + 0.5
     bias = (torch.cat([ties + near, ties - near], 1).flatten() * 0.37).to(dtype)
     bias = torch.cat([bias, torch.tensor([1e30, -1e30, 1e-42, float("inf"), float("nan")]).to(dtype)])
-    weight = sk.pack_weight(torch.zeros(len(bias), 1, 1, 1, dtype=torch.uint8), 1, scale=torch.ones(len(bias)).to(dtype),
-                            zero_point=0)  # fmt: skip
+    zeros, scale_of_one = torch.zeros(len(bias), 1, 1, 1, dtype=torch.uint8), torch.ones(len(bias), dtype=dtype)
+    weight = sk.pack_weight(zeros, 1, scale=scale_of_one, zero_point=0)
     x = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
     force(monkeypatch, isa, "dots")
     for scale in (0.37, 1e-30, 1e30, 3e38, 1e-45):
@@ -161,9 +161,9 @@ def test_float64_is_for_scales_of_float64() -> None:
     bias = torch.rand(4)
     assert same(sk.lowbit_conv2d(x, wide, **how, bias=bias), sk.lowbit_conv2d(x, wide, **how, bias=bias.double()))
     for name, value in (("bias", bias.double()), ("residual", torch.zeros(1, 4, 2, 2).double())):
-        with pytest.raises(TypeError, match=f"{name} has dtype torch.float64: expected torch.float32"):
+        with pytest.raises(TypeError, match=rf"{name} has dtype torch\.float64: expected torch\.float32"):
             sk.lowbit_conv2d(x, narrow, **how, **{name: value})
-    with pytest.raises(TypeError, match="x has dtype torch.float64: expected torch.uint8 or torch.float32"):
+    with pytest.raises(TypeError, match=r"x has dtype torch\.float64: expected torch\.uint8 or torch\.float32"):
         sk.lowbit_conv2d(x.double(), narrow, **how)
 
 

@@ -26,7 +26,8 @@ def layer(
 ) -> sk.PackedConv2d:
     generator = torch.Generator().manual_seed(100 * outputs + inputs + seed)
     codes = torch.randint(0, 2**w_bits, (outputs, inputs, kernel, kernel), generator=generator, dtype=torch.uint8)
-    scale = 0.2 * torch.randn(outputs, generator=generator).to(dtype)  # of both signs, as a batch normalisation may have
+    # of both signs, as a batch normalisation may have
+    scale = 0.2 * torch.randn(outputs, generator=generator).to(dtype)
     weight = sk.pack_weight(codes, w_bits, scale=scale, zero_point=(2**w_bits - 1) / 2)
     options = {"padding": kernel // 2, "bias": torch.randn(outputs, generator=generator)} | options
     return sk.PackedConv2d(weight, x_quantizer=sk.Quantizer(0.37, a_bits), layer=name, **options)

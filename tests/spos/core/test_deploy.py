@@ -67,7 +67,7 @@ def test_any_architecture_of_the_space():
 
 
 def codes_of_random_networks() -> tuple[int, int]:
-    """Of networks of 4 and of 8 bits for images of 32 pixels: codes that differ from the child's in float64, and all."""
+    """Of networks of 4 and 8 bits for images of 32 pixels: codes that differ from the child's in float64, and all."""
     differing = codes = 0
     x = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     for bits in (4, 8):
@@ -158,11 +158,16 @@ def test_the_file_is_as_small_as_the_bits_promise(tmp_path: Path):
         deployed = spos.deploy(child)
         sizes[w_bits] = deployed.save(tmp_path / "packed.safetensors")
         weights = sum(layer.weight.numel() for layer in quantized(child).values())
-        outputs = 16 + sum(layer.out_channels for layer in quantized(child).values())  # of float64, in the scale and bias
+        outputs = 16 + sum(
+            layer.out_channels for layer in quantized(child).values()
+        )  # of float64, in the scale and bias
         assert deployed.packed_bytes == weights * w_bits / 8
         again = sk.load_packed(tmp_path / "packed.safetensors")
         assert torch.equal(again(images()), deployed(images()))
-    assert sizes[2] - sizes[1] == pytest.approx(weights / 8, rel=0.01) and sizes[4] < deployed.packed_bytes + 24_000 + 8 * outputs
+    assert (
+        sizes[2] - sizes[1] == pytest.approx(weights / 8, rel=0.01)
+        and sizes[4] < deployed.packed_bytes + 24_000 + 8 * outputs
+    )
 
 
 class Own(nn.Module):

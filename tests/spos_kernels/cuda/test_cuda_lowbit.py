@@ -177,6 +177,8 @@ def test_scales_of_float64_are_refused(backend: str) -> None:
     x, weight = draws.codes(4, 3, 24), draws.weight(4, True, 10, 24)
     with pytest.raises(TypeError, match=r"weight.scale has dtype torch.float64: backend '.*' accepts torch.float32"):
         on(backend, sk.lowbit_matmul, x, weight, {"x_quantizer": sk.Quantizer(0.3, 4)})
+
+
 def product(
     rows: int, inputs: int, outputs: int, w_bits: int, x_bits: int, dtype: torch.dtype = torch.uint8
 ) -> Callable[[], Result]:
