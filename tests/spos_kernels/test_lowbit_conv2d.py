@@ -25,8 +25,11 @@ def _fresh_plans() -> Any:
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("seed", range(4))
-def test_random_calls_equal_the_reference(isa: _C.Isa, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = Draws(seed)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_random_calls_equal_the_reference(
+    isa: _C.Isa, seed: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = Draws(seed, dtype)
     calls = [call for call in (draws.conv2d() for _ in range(40)) if call is not None]
     assert len(calls) > 20
     for x, weight, options in calls:
@@ -121,6 +124,47 @@ def test_rounding_is_that_of_a_division() -> None:
         weight = sk.pack_weight(torch.ones(1, 1, 1, 1, dtype=torch.uint8), 1, zero_point=0)
         found = sk.lowbit_conv2d(x.view(1, 1, 1, -1), weight, x_quantizer=sk.Quantizer(scale, 8))
         assert torch.equal(found.flatten(), (x / step).round().clamp(0, 255).long()), scale
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_codes_next_to_ties_are_those_of_the_definition(
+    isa: _C.Isa, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes are guessed first; here every guess is at a tie, or nearer to one than it is certain."""
+    near = torch.tensor([0, 1e-16, 1e-13, 1e-9, 1e-7, 1e-6, 1e-5], dtype=torch.float64)
+    ties = torch.arange(-2, 18).double()[:, None] + 0.5
+    bias = (torch.cat([ties + near, ties - near], 1).flatten() * 0.37).to(dtype)
+    bias = torch.cat([bias, torch.tensor([1e30, -1e30, 1e-42, float("inf"), float("nan")]).to(dtype)])
+    zeros, scale_of_one = torch.zeros(len(bias), 1, 1, 1, dtype=torch.uint8), torch.ones(len(bias), dtype=dtype)
+    weight = sk.pack_weight(zeros, 1, scale=scale_of_one, zero_point=0)
+    x = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
+    force(monkeypatch, isa, "dots")
+    for scale in (0.37, 1e-30, 1e30, 3e38, 1e-45):
+        for zero, relu, keep in ((0, False, False), (3, True, False), (3, False, False), (0, True, True)):
+            options: dict[str, Any] = {"x_quantizer": sk.Quantizer(1.0, 1), "bias": bias, "relu": relu,
+                                       "out_quantizer": sk.Quantizer(scale, 4, zero)}  # fmt: skip
+            found = sk.lowbit_conv2d(x, weight, **options, keep_float=keep)
+            expected = sk.lowbit_conv2d_reference(x, weight, **options, keep_float=keep)
+            codes, right = (found[1], expected[1]) if keep else (found, expected)
+            assert torch.equal(codes, right), (scale, zero, relu)
+
+
+def test_float64_is_for_scales_of_float64() -> None:
+    x, codes = Draws(1).codes(2, 1, 3, 2, 2), Draws(0).codes(2, 4, 3, 1, 1)
+    narrow, wide = (sk.pack_weight(codes, 2, scale=torch.ones(4).to(t) / 3) for t in (torch.float32, torch.float64))
+    how: dict[str, Any] = {"x_quantizer": sk.Quantizer(0.1, 2)}
+    assert narrow.dtype == torch.float32 and sk.lowbit_conv2d(x, narrow, **how).dtype == torch.float32
+    found = sk.lowbit_conv2d(x, wide, **how)
+    sums = sk.lowbit_conv2d(x, sk.pack_weight(codes, 2), **how)
+    assert torch.equal(found, sums.double() * (torch.ones(4).double() / 3 * 0.1)[:, None, None])
+    bias = torch.rand(4)
+    assert same(sk.lowbit_conv2d(x, wide, **how, bias=bias), sk.lowbit_conv2d(x, wide, **how, bias=bias.double()))
+    for name, value in (("bias", bias.double()), ("residual", torch.zeros(1, 4, 2, 2).double())):
+        with pytest.raises(TypeError, match=rf"{name} has dtype torch\.float64: expected torch\.float32"):
+            sk.lowbit_conv2d(x, narrow, **how, **{name: value})
+    with pytest.raises(TypeError, match=r"x has dtype torch\.float64: expected torch\.uint8 or torch\.float32"):
+        sk.lowbit_conv2d(x.double(), narrow, **how)
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
