@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from spos.report import analysis
@@ -60,7 +61,7 @@ def spread_chart(search: Search, shares: NDArray[np.float64], names: Sequence[st
     axes.set_ylim(decisions - 0.4, -0.6)
     axes.set_yticks(range(decisions), names, **TEXT)
     axes.grid(False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("generation")
     return svg(figure, named("spread", search), "Options in use of each decision over generations")
 
@@ -69,7 +70,7 @@ def effects_chart(
     search: Search, effects: Sequence[Sequence[Effect]], decisions: Sequence[tuple[str, Sequence[str]]]
 ) -> str:
     """A row for each decision, with every option at its effect, written with its label."""
-    figure, (axes,) = figure_of(1, 0.8 + 1.5 * _ROW * len(effects))
+    figure, (axes,) = figure_of(1, 0.8 + 1.7 * _ROW * len(effects))
     axes.axvline(0, lw=0.9, color=COLOURS["muted"], zorder=0)
     for row, (options, (_, labels)) in enumerate(zip(effects, decisions, strict=True)):
         for number, (effect, label) in enumerate(zip(options, labels, strict=True)):
@@ -78,10 +79,18 @@ def effects_chart(
             at: dict[str, Any] = {"color": COLOURS[f"c{number % 4}"]}
             error = 100 * effect.error if effect.count > 1 else None
             axes.errorbar(100 * effect.mean, row, xerr=error, fmt="o", ms=4, lw=1, alpha=0.8, **at)
+            place = (3, "bottom") if number % 2 else (-3, "top")  # neighbours may lie close together
             axes.annotate(
-                label, (100 * effect.mean, row), (0, 3 + 1.5 * (number % 2)), textcoords="offset points",
-                ha="center", va="bottom", fontsize=6.5, **at, **TEXT,
-            )  # fmt: skip
+                label,
+                (100 * effect.mean, row),
+                (0, place[0]),
+                textcoords="offset points",
+                ha="center",
+                va=place[1],
+                fontsize=6.5,
+                **at,
+                **TEXT,
+            )
     axes.set_yticks(range(len(effects)), [name for name, _ in decisions], **TEXT)
     axes.set_ylim(len(effects) - 0.4, -0.8)
     axes.grid(axis="y", visible=False)
