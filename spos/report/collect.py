@@ -70,6 +70,8 @@ BITOPS = CostAxis(
 
 
 LATENCY = CostAxis("latency", "latency", "ms", 1.0, "predicted latency, ms")
+PARAMS = CostAxis("params", "parameters", "M parameters", 1e6, "parameters, millions")
+_AXES = {axis.key: axis for axis in (FLOPS, PARAMS, BITOPS, LATENCY)}
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,12 @@ class RunData:
         return next((s.best for s in self.searches if s.best), None)
 
     def axis(self, search: Search) -> CostAxis:
-        """The cost to show a search's candidates by: latency where that was its budget."""
+        """The cost to show a search's candidates by: NSGA-II's first objective, latency where that was the budget."""
+        if search.config and search.config.search.method == "nsga2":
+            for objective in search.config.search.objectives:
+                axis = _AXES.get(objective)
+                if axis and all(c.get(axis.key) is not None for c in search.candidates):
+                    return axis
         timed = all(c.get("latency") is not None for c in search.candidates)
         return LATENCY if timed and any(c.startswith("latency") for c in search.constraints) else self.cost
 

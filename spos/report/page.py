@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from spos.config import Config
 from spos.report import charts
-from spos.report.collect import BITOPS, Retrained, RunData, Search, Searched, Training
+from spos.report.collect import BITOPS, Retrained, RunData, Searched, Training
 from spos.report.drawing import draw_architecture
+from spos.report.markup import NONE, Row, duration, figure, percent, section, table, text
+from spos.report.search_sections import search_sections, validation_images
 from spos.report.style import STYLE
-
-Row = Sequence[str]  # cells, already HTML
-_NONE = "&ndash;"
 
 
 def render(run: RunData) -> str:
@@ -21,7 +18,7 @@ def render(run: RunData) -> str:
     sections = [
         _header(run, title),
         _architecture(run),
-        *(part for search in run.searches for part in (_search(run, search), _scatter(run, search))),
+        *(part for search in run.searches for part in search_sections(run, search)),
         _retrained(run),
         _deployed(run),
         _losses(run),
@@ -32,7 +29,7 @@ def render(run: RunData) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        f"<title>{text(title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(sections)
         + "\n</body></html>\n"
     )
@@ -48,11 +45,11 @@ def _header(run: RunData, title: str) -> str:
     facts = [run.created.replace("T", " ").replace("+00:00", " UTC"), f"run {run.name}"]
     if run.config:
         facts.append(f"seed {run.config.seed}")
-    numbers = "".join(f"<div><dt>{_text(name)}</dt><dd>{value}</dd></div>" for name, value in _numbers(run))
+    numbers = "".join(f"<div><dt>{text(name)}</dt><dd>{value}</dd></div>" for name, value in _numbers(run))
     missing = _missing(run)
-    note = f'<p class="missing">Not in this run yet: {_text("; ".join(missing))}.</p>' if missing else ""
-    line = f'<p class="muted">{_text(" · ".join(facts))}</p>'
-    return f'<h1>{_text(title)}</h1>{line}<dl class="numbers">{numbers}</dl>{note}'
+    note = f'<p class="missing">Not in this run yet: {text("; ".join(missing))}.</p>' if missing else ""
+    line = f'<p class="muted">{text(" · ".join(facts))}</p>'
+    return f'<h1>{text(title)}</h1>{line}<dl class="numbers">{numbers}</dl>{note}'
 
 
 def _numbers(run: RunData) -> Iterator[tuple[str, str]]:
@@ -60,11 +57,11 @@ def _numbers(run: RunData) -> Iterator[tuple[str, str]]:
     result = found.training.result if found else None
     best = run.best
     if found and result:
-        yield "test accuracy, retrained", _percent(result["test_accuracy"], result["test_images"])
+        yield "test accuracy, retrained", percent(result["test_accuracy"], result["test_images"])
     elif best:
-        yield "best validation accuracy", _percent(best["accuracy"], _validation_images(run, run.config))
+        yield "best validation accuracy", percent(best["accuracy"], validation_images(run, run.config))
     elif run.supernet and run.supernet.records:
-        yield "supernet training loss", _text(f"{run.supernet.records[-1]['loss']:.3f}")
+        yield "supernet training loss", text(f"{run.supernet.records[-1]['loss']:.3f}")
     costs = run.shown
     if costs and costs.get("flops") and costs.get("params"):
         yield "FLOPs", f"{costs['flops'] / 1e6:,.1f} <small>M</small>"
@@ -76,7 +73,7 @@ def _numbers(run: RunData) -> Iterator[tuple[str, str]]:
     candidates = sum(len(s.candidates) for s in run.searches)
     if candidates:
         yield "candidates scored", f"{candidates:,}"
-    yield "time of all stages", _text(_duration(_total_seconds(run)))
+    yield "time of all stages", text(duration(_total_seconds(run)))
 
 
 def _missing(run: RunData) -> list[str]:
@@ -104,44 +101,7 @@ def _architecture(run: RunData) -> str:
         caption += ", with the widths inside of a block below it"
     if run.space and run.space["blocks"]:
         caption += "; heights grow with the square root of output channels (ch), ↓ marks a stride"
-    return _section(f"The {what}", _figure(draw_architecture(arch, run.space), _text(caption + ".")))
-
-
-def _search(run: RunData, search: Search) -> str:
-    if not search.ways:
-        return ""
-    said = [
-        f"{name} scored {len(s.candidates):,} candidates, the best at {100 * s.best['accuracy']:.2f}%"
-        for name, s in search.ways
-        if s.best
-    ]
-    caption = f"{'; '.join(said)}. Dots are candidates, lines the best so far"
-    caption += ", thin vertical lines separate generations." if search.evolution else "."
-    images = _validation_images(run, search.config)
-    best = search.best
-    if images and best:
-        error = 100 * charts.standard_error(best["accuracy"], images)
-        caption += f" One standard error of an accuracy at {images:,} validation images is {error:.2f} points."
-    title = "Evolution and random search" + (f": {search.label}" if search.label else "")
-    return _section(title, _figure(charts.search_chart(search), _text(_sentence(caption))))
-
-
-def _scatter(run: RunData, search: Search) -> str:
-    best = search.best
-    if best is None:
-        return ""
-    cost = run.axis(search)
-    budget = getattr(search.config.search, f"max_{cost.key}") if search.config else 0
-    costs = [cost.of(c) for c in search.candidates]
-    mark = f"{cost.of(best):.4g} {cost.unit} and {100 * best['accuracy']:.2f}%"
-    caption = (
-        f"All {len(costs):,} candidates, scored with the supernet's weights; they span {min(costs):.3g} to "
-        f"{max(costs):.3g} {cost.unit}. The one found has {mark}."
-    )
-    if search.constraints:
-        caption += f" Constraints: {'; '.join(search.constraints)}."
-    title = "Accuracy and cost of candidates" + (f": {search.label}" if search.label else "")
-    return _section(title, _figure(charts.scatter_chart(search, cost, budget), _text(caption)))
+    return section(f"The {what}", figure(draw_architecture(arch, run.space), text(caption + ".")))
 
 
 def _retrained(run: RunData) -> str:
@@ -150,25 +110,25 @@ def _retrained(run: RunData) -> str:
     rows = [_retrained_row(run, one) for one in run.retrained]
     bits = ["#G bit operations"] if run.cost is BITOPS else []
     head = ["", "architecture", "#MFLOPs", *bits, "#M parameters", "#validation, inherited", "#test, retrained"]
-    table = _table(head, rows)
+    listed = table(head, rows)
     done = [r for r in run.retrained if r.training.result]
     chart = charts.retrained_chart(done) if len(done) > 1 else ""
-    return _section("Retrained from fresh weights", table + (_figure(chart, _text(_comparison(run))) if chart else ""))
+    return section("Retrained from fresh weights", listed + (figure(chart, text(_comparison(run))) if chart else ""))
 
 
 def _retrained_row(run: RunData, one: Retrained) -> Row:
     result = one.training.result
     known = {tuple(c["arch"]): c["accuracy"] for s in reversed(run.searches) for c in reversed(s.candidates)}
     inherited = known.get(one.arch) if one.arch else None
-    bits = [f"{one.bitops:.4g}" if one.bitops is not None else _NONE] if run.cost is BITOPS else []
+    bits = [f"{one.bitops:.4g}" if one.bitops is not None else NONE] if run.cost is BITOPS else []
     return (
-        _text(one.label),
-        "<br>".join(f"<code>{_text(line)}</code>" for line in _arch_lines(run, one.arch or ())),
-        f"{one.flops / 1e6:.2f}" if one.flops else _NONE,
+        text(one.label),
+        "<br>".join(f"<code>{text(line)}</code>" for line in _arch_lines(run, one.arch or ())),
+        f"{one.flops / 1e6:.2f}" if one.flops else NONE,
         *bits,
-        f"{one.params / 1e6:.3f}" if one.params else _NONE,
-        f"{100 * inherited:.2f}%" if inherited is not None else _NONE,
-        _percent(result["test_accuracy"], result["test_images"]) if result else "not finished",
+        f"{one.params / 1e6:.3f}" if one.params else NONE,
+        f"{100 * inherited:.2f}%" if inherited is not None else NONE,
+        percent(result["test_accuracy"], result["test_images"]) if result else "not finished",
     )
 
 
@@ -202,7 +162,7 @@ def _deployed(run: RunData) -> str:
         return ""
     rows = [
         (
-            _text(one.label),
+            text(one.label),
             f"{facts['file_bytes']:,}",
             f"{facts['packed_bytes']:,}",
             f"{1000 * facts['seconds']:.3g} ms",
@@ -220,7 +180,7 @@ def _deployed(run: RunData) -> str:
         "layers; codes and classes are compared with the network in float64 on validation images. Batch, threads and "
         f"images compared: {said}."
     )
-    return _section("Deployed", _figure(_table(head, rows), _text(caption)))
+    return section("Deployed", figure(table(head, rows), text(caption)))
 
 
 def _losses(run: RunData) -> str:
@@ -229,7 +189,7 @@ def _losses(run: RunData) -> str:
         return ""
     said = [f"{t.stage} ends at {t.records[-1]['loss']:.3f}" for t in trained[:4]]
     caption = f"Mean training loss between records, label smoothing included: {', '.join(said)}."
-    return _section("Training", _figure(charts.loss_chart(run), _text(caption)))
+    return section("Training", figure(charts.loss_chart(run), text(caption)))
 
 
 def _costs(run: RunData) -> str:
@@ -240,99 +200,52 @@ def _costs(run: RunData) -> str:
         of = f", {search.label}" if search.label else ""
         rows += [_search_row(name + of, searched) for name, searched in search.ways if searched.best]
     rows += [_training_row(f"retraining, {one.label}", one.training) for one in run.retrained]
-    total = ("all stages", "", _text(_duration(_total_seconds(run))), "", "")
-    return _section("Costs", _table(("stage", "work", "#wall time", "#time for each", "outcome"), rows, total))
+    total = ("all stages", "", text(duration(_total_seconds(run))), "", "")
+    return section("Costs", table(("stage", "work", "#wall time", "#time for each", "outcome"), rows, total))
 
 
 def _training_row(name: str, training: Training) -> Row:
     if not training.records:
-        return _text(name), "started", _NONE, _NONE, _NONE
+        return text(name), "started", NONE, NONE, NONE
     last, result = training.records[-1], training.result
     work = f"{last['step']:,} steps, {last['epoch']:.1f} epochs"
     outcome = f"training loss {last['loss']:.3f}"
     if result and "test_accuracy" in result:
         outcome = f"test accuracy {100 * result['test_accuracy']:.2f}%"
     return (
-        _text(name),
-        _text(work + ("" if result else ", not finished")),
-        _text(_duration(training.seconds)),
-        _text(f"{1000 * training.seconds / max(1, last['step']):.0f} ms/step"),
-        _text(outcome),
+        text(name),
+        text(work + ("" if result else ", not finished")),
+        text(duration(training.seconds)),
+        text(f"{1000 * training.seconds / max(1, last['step']):.0f} ms/step"),
+        text(outcome),
     )
 
 
 def _search_row(name: str, searched: Searched) -> Row:
     best, count = searched.best or {}, len(searched.candidates)
     return (
-        _text(name),
-        _text(f"{count:,} candidates" + ("" if searched.finished else ", not finished")),
-        _text(_duration(searched.seconds)),
-        _text(f"{searched.seconds / count:.2f} s/candidate"),
-        _text(f"best validation accuracy {100 * best['accuracy']:.2f}%"),
+        text(name),
+        text(f"{count:,} candidates" + ("" if searched.finished else ", not finished")),
+        text(duration(searched.seconds)),
+        text(f"{searched.seconds / count:.2f} s/candidate"),
+        text(f"best validation accuracy {100 * best['accuracy']:.2f}%"),
     )
 
 
 def _settings(run: RunData) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in run.versions.items())
-    parts = [f"<p>{_text(versions)}</p>"]
-    for stage, text in run.settings.items():
-        parts.append(f"<details><summary>{_text(stage)}.toml</summary><pre>{_text(text)}</pre></details>")
+    parts = [f"<p>{text(versions)}</p>"]
+    for stage, toml in run.settings.items():
+        parts.append(f"<details><summary>{text(stage)}.toml</summary><pre>{text(toml)}</pre></details>")
     hashes = "\n".join(
         f"{stage} {name} {value}" for stage, parts_ in run.identity.items() for name, value in parts_.items()
     )
     parts.append(
-        f"<details><summary>identity: hashes of settings, data, space</summary><pre>{_text(hashes)}</pre></details>"
+        f"<details><summary>identity: hashes of settings, data, space</summary><pre>{text(hashes)}</pre></details>"
     )
-    return _section("Settings, versions, machine", "".join(parts))
-
-
-def _validation_images(run: RunData, config: Config | None) -> int:
-    """Images that scored each candidate, 0 if not known."""
-    held_out = int(run.space["data"]["validation"]) if run.space and "data" in run.space else 0
-    asked = config.search.validation_images if config else 0
-    return min(asked, held_out) if asked else held_out
+    return section("Settings, versions, machine", "".join(parts))
 
 
 def _total_seconds(run: RunData) -> float:
     trained = [t.seconds for t in (run.supernet, *(r.training for r in run.retrained)) if t]
     return sum(trained) + sum(way.seconds for s in run.searches for _, way in s.ways)
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{body}</section>"
-
-
-def _figure(content: str, caption: str) -> str:
-    return f"<figure>{content}<figcaption>{caption}</figcaption></figure>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Row], total: Row | None = None) -> str:
-    """A table; columns whose heading starts with "#" hold numbers."""
-    styles = [' class="number"' if name.startswith("#") else "" for name in head]
-
-    def line(cells: Sequence[str], tag: str, style: str = "") -> str:
-        return f"<tr{style}>{''.join(f'<{tag}{s}>{c}</{tag}>' for s, c in zip(styles, cells, strict=True))}</tr>"
-
-    body = "".join(line(row, "td") for row in rows) + (line(total, "td", ' class="total"') if total else "")
-    heading = line([_text(name.removeprefix("#")) for name in head], "th")
-    return f'<div class="scroll"><table><thead>{heading}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _percent(value: float, images: int) -> str:
-    error = 100 * charts.standard_error(value, images)
-    return f"{100 * value:.2f}%" + (f" <small>± {error:.2f}</small>" if images else "")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds) // 60
-    return f"{minutes} min {round(seconds) % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)

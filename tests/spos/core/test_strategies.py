@@ -181,11 +181,21 @@ def test_a_tight_budget_is_searched_by_all(kind) -> None:
     )
     origins = Counter(t.origin for t in search.history)
     assert kind is spos.RandomSearch or origins["random"] < 0.35 * CONFIG.evaluations
-    if kind is spos.Evolution:
-        unrepaired = drive(
-            kind(net, constraints=[tight], config=dataclasses.replace(CONFIG, repair=False)), lambda arch: 0.0
-        )
-        assert Counter(t.origin for t in unrepaired.history)["random"] > origins["random"]
+
+
+@pytest.mark.parametrize("kind", [spos.Evolution, spos.NSGA2])
+def test_children_are_repaired_where_trying_hardly_ever_meets_a_budget(kind) -> None:
+    """A window of a thousandth: without repair nearly all of a generation is drawn at random."""
+    net = net_of_widths()
+    middle = sum(spos.flops.range(net)) / 2
+    window = [spos.flops >= middle, spos.flops <= 1.001 * middle]
+    drawn = []
+    for repair in (True, False):
+        config = dataclasses.replace(CONFIG, repair=repair, objectives=("accuracy", "params"))
+        search = drive(kind(net, constraints=window, config=config), lambda arch: -float(spos.params(net, arch)))
+        assert all(bound.allows(spos.flops(net, t.arch)) for t in search.history for bound in window)
+        drawn.append(sum(t.origin == "random" for t in search.history) - CONFIG.population)
+    assert drawn[0] < 60 < 120 < drawn[1]
 
 
 def test_objectives_are_names_costs_and_functions() -> None:

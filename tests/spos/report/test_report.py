@@ -166,6 +166,16 @@ def test_a_complete_run_is_told_with_its_numbers(complete: Path) -> None:
     assert "steps; used instead of epochs" in text  # the settings are there, explained
 
 
+def test_front_spread_and_effects_are_told(complete: Path) -> None:
+    """Five candidates of evolution and three random ones, over three decisions of two options."""
+    text = report(complete).text
+    assert "Left: the 4 candidates, of either way of searching, that none beats in accuracy or FLOPs" in text
+    assert "in the end 55.0% by evolution and 35.0% by random search" in text  # of a box from 40% to 90%, 1 to 5 MFLOPs
+    assert "most agreed are block0, block1, block2; its mean is 0% of the range, that of the first 33%" in text
+    assert "over the 5 architectures that were drawn at random" in text
+    assert "Most between best and worst option: " in text
+
+
 def test_searches_of_several_budgets_each_have_their_own(complete: Path) -> None:
     """The figures at the top are of one architecture: the one that is retrained, of whichever search."""
     for number, label in enumerate(("Zed", "zed"), start=1):
@@ -210,7 +220,7 @@ def test_charts_point_at_their_own_parts_and_take_the_theme(complete: Path) -> N
     assert used
     assert {a or b for a, b in used} <= set(ids)
     assert "#0101" not in content
-    assert content.count('role="img"') == 5  # drawing, search, scatter, retrained, loss
+    assert content.count('role="img"') == 8  # drawing, search, scatter, front, spread, effects, retrained, loss
     assert all(value for name, value in page.attributes if name == "aria-label")
 
 
