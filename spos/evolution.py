@@ -217,7 +217,7 @@ def _search(
                 "constraints": limits,
                 "evaluations": len(history),
                 "objectives": list(config.objectives),
-                "pareto": [dataclasses.asdict(c) for c in result.pareto],
+                "pareto": [c.arch.to_json() for c in result.pareto],
             }
             directory.write_json("result" if name == "evolution" else f"result-{name}", summary)
     return result

@@ -269,4 +269,4 @@ def test_the_front_is_in_the_result_of_a_run(tmp_path, monkeypatch) -> None:
     with spos.RunDirectory.open(tmp_path, read_only=True) as run:
         result = run.read_json("result")
     assert result["objectives"] == ["accuracy", "flops"]
-    assert [tuple(c["arch"]) for c in result["pareto"]] == [c.arch for c in found.pareto]
+    assert [tuple(arch) for arch in result["pareto"]] == [c.arch for c in found.pareto]
