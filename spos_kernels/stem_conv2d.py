@@ -3,10 +3,10 @@
     s = Σ x · w, from 0 on, added up in the order (kernel row, kernel column, channel)        x is 0 outside of the map
     y = s · scale[n] + bias[n], then relu, then the maximum over 3×3 windows, 2 apart, with a margin of 1, if wanted
 
-A product of two float32 numbers is exact in float64; each sum, the product with the scale and the sum with the bias are
 A product of two float32 numbers is exact in float64; each sum, the product with the scale and the sum with the bias
 are rounded by themselves. Codes that are made of y are then those of a float64 run, where after a float32 convolution
 one in millions is not, and few bits forget no difference.
+"""
 
 from __future__ import annotations
 

@@ -134,15 +134,17 @@ def test_codes_next_to_ties_are_those_of_the_definition(
     """Codes are guessed first; here every guess is at a tie, or nearer to one than it is certain."""
     near = torch.tensor([0, 1e-16, 1e-13, 1e-9, 1e-7, 1e-6, 1e-5], dtype=torch.float64)
     ties = torch.arange(-2, 18).double()[:, None] + 0.5
-    bias = (torch.cat([ties + near, ties - near], 1).flatten() * 0.37).to(dtype)
-    bias = torch.cat([bias, torch.tensor([1e30, -1e30, 1e-42, float("inf"), float("nan")]).to(dtype)])
-    zeros, scale_of_one = torch.zeros(len(bias), 1, 1, 1, dtype=torch.uint8), torch.ones(len(bias), dtype=dtype)
-    weight = sk.pack_weight(zeros, 1, scale=scale_of_one, zero_point=0)
-    x = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
+    wanted = torch.cat([ties + near, ties - near], 1).flatten() * 0.37
+    scales = torch.rand(len(wanted), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bias = torch.cat([wanted - 13 * scales, torch.tensor([1e30, -1e30, 1e-42, float("inf"), float("nan")]).double()])
+    scales = torch.cat([scales, torch.ones(5).double()]).to(dtype)
+    ones = torch.ones(len(bias), 1, 1, 1, dtype=torch.uint8)
+    weight, bias = sk.pack_weight(ones, 1, scale=scales, zero_point=0), bias.to(dtype)
+    x = torch.full((2, 1, 3, 3), 13, dtype=torch.uint8)
     force(monkeypatch, isa, "dots")
     for scale in (0.37, 1e-30, 1e30, 3e38, 1e-45):
         for zero, relu, keep in ((0, False, False), (3, True, False), (3, False, False), (0, True, True)):
-            options: dict[str, Any] = {"x_quantizer": sk.Quantizer(1.0, 1), "bias": bias, "relu": relu,
+            options: dict[str, Any] = {"x_quantizer": sk.Quantizer(1.0, 4), "bias": bias, "relu": relu,
                                        "out_quantizer": sk.Quantizer(scale, 4, zero)}  # fmt: skip
             found = sk.lowbit_conv2d(x, weight, **options, keep_float=keep)
             expected = sk.lowbit_conv2d_reference(x, weight, **options, keep_float=keep)
