@@ -2,8 +2,8 @@
 
 All mutants are compiled into one emulated module in a copy of the tree (build/mutants), each behind a number. The tests
 of tests/spos_kernels/cuda run once with none chosen, to learn which of them reach which place; then, for each mutant,
-those that reach it, the quickest first, until one fails. Results are kept in build/mutants/results.json: a run that was
-interrupted goes on, and a mutant is tried again when its file or the tests have changed. What came out is written to
+those that reach it, the quickest first, until one fails. Results are kept in csrc/cuda/mutants.json: a run that was
+interrupted goes on, and a mutant is tried again when its file or its tests have changed. What came out is written to
 csrc/cuda/mutants.md; why a mutant may survive stands in csrc/cuda/mutants.toml, and each survivor has to be there.
 
 FILES="gemm.cuh ..." tries those only; JOBS=2 as many at once.
@@ -36,6 +36,7 @@ FOLDER = ROOT / "build" / "mutants"
 TREE = FOLDER / "tree"
 TESTS = "tests/spos_kernels/cuda"
 PAGE, REASONS = toolchain.KERNELS / "mutants.md", toolchain.KERNELS / "mutants.toml"
+RESULTS = toolchain.KERNELS / "mutants.json"  # kept with the sources: it takes hours
 LEAST_TIME = 60  # seconds for a test of a mutant, and ten times what the slowest took without one if that is more
 
 CHOICE = """
@@ -340,10 +341,9 @@ def main() -> int:
     mutants = make_tree()
     print(f"mutants: {len(mutants)} in {len({each.file for each in mutants})} files; compiling", flush=True)
     build()
-    kept = FOLDER / "results.json"
     tests = [path for path in TREE.glob("tests/spos_kernels/**/*.py") if is_used(path)]
     reach = baseline(digest_of([*TREE.glob("csrc/**/*.*"), *TREE.glob("spos_kernels/**/*.py"), *tests]))
-    known: dict[str, dict[str, str]] = json.loads(kept.read_text()) if kept.exists() else {}
+    known: dict[str, dict[str, str]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     digests = {each.key: digest_of_mutant(each, reach) for each in mutants}
     results = {key: value for key, value in known.items() if digests.get(key) == value["digest"]}
     wanted = set(options.files or [each.name for each in sources()])
@@ -355,9 +355,9 @@ def main() -> int:
             for done, job in enumerate(as_completed(jobs), 1):
                 mutant = jobs[job]
                 results[mutant.key] = {**job.result(), "digest": digests[mutant.key]}
-                partial = kept.with_suffix(".partial")
-                partial.write_text(json.dumps(results, indent=1))
-                partial.replace(kept)
+                partial = FOLDER / "results.partial"
+                partial.write_text(json.dumps(results, indent=0, sort_keys=True) + "\n")
+                partial.replace(RESULTS)
                 left = (time.monotonic() - start) / done * (len(waiting) - done) / 60
                 print(
                     f"mutants: {done}/{len(waiting)}, {left:.0f} min left; {mutant.file}:{mutant.mutation.line} "
