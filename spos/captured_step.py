@@ -23,6 +23,7 @@ from spos_kernels.choice_block_reference import Branch
 from spos_kernels.cuda.graphs import capture
 from spos_kernels.cuda.network_pass import Network, NetworkPass
 from spos_kernels.cuda.training_step import Descent, TrainingStep
+from spos_kernels.layout import is_dense
 
 
 class CapturedStep:
@@ -62,7 +63,7 @@ class CapturedStep:
         assert step.update is not None
         step.update.set_rates([lr])
         if self._replay is None:
-            self._replay = capture(step.run, self._backend)
+            self._replay = capture(step.run, self._backend, step.images.device)
         else:
             self._replay()
         window.add(step.loss[0], step.logits, step.labels)
@@ -114,7 +115,7 @@ class CapturedEvaluation:
         if (name, shape) in self._replays:
             self._replays[name, shape]()
         else:
-            self._replays[name, shape] = capture(getattr(whole, name), self._backend)
+            self._replays[name, shape] = capture(getattr(whole, name), self._backend, whole.images.device)
         return whole
 
 
@@ -143,12 +144,19 @@ def reason_against(net: Supernet, config: SGDConfig | None = None) -> str | None
         return "its last layers are not those of shufflenet-oneshot"
     if not network.first_conv[0].weight.is_contiguous(memory_format=torch.channels_last):
         return "the stem's weight is not channels_last in memory"
+    if any(not is_dense(p) for p in net.parameters()):
+        return "not all of its parameters are dense in memory"
+    if network.dropout.p >= 1:
+        return f"dropout of {network.dropout.p}"
     try:
         _momentum_and_eps(network)
-        network_of(network)
+        layers = network_of(network)
     except TypeError as error:
         return str(error)
-    return None
+    positions = [block.position for block in network.features if isinstance(block, ChoiceBlock)]
+    if positions != list(range(len(network.features))) or len(net.space.decisions) != len(positions):
+        return "its blocks are not one choice each, in their order"
+    return _reason_of_ties(layers)
 
 
 def network_of(network: ShuffleNetOneShot) -> Network:
@@ -167,6 +175,25 @@ def network_of(network: ShuffleNetOneShot) -> Network:
     classifier = network.classifier[0]
     assert isinstance(classifier, nn.Linear)
     return Network(stem.branch.main[0], stem.stride, tuple(blocks), last.branch.main[0], classifier.weight)
+
+
+def _reason_of_ties(network: Network) -> str | None:
+    """Several blocks' updates of one weight would race; options of a block never run together."""
+    seen: set[int] = set()
+    for tensors in (
+        *({w.data_ptr() for b in branches for w in _weights(b)} for branches, _ in network.blocks),
+        {network.stem.weight.data_ptr()},
+        {network.last.weight.data_ptr()},
+        {network.classifier.data_ptr()},
+    ):
+        if seen & tensors:
+            return "a weight is in several of its layers"
+        seen |= tensors
+    return None
+
+
+def _weights(branch: Branch) -> list[Tensor]:
+    return [t for layer in (*branch.main, *branch.proj) for t in layer[:3] if t is not None]
 
 
 def _backend(net: Supernet) -> str:

@@ -85,7 +85,7 @@ class AutogradStep:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
-        with sink or nullcontext(), torch.random.fork_rng(devices=[]):
+        with sink or nullcontext(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(torch_seed(self._seed, "layers", number))
             for _ in range(config.accumulation):
                 x, y = (part.to(device, non_blocking=True) for part in next(batches))

@@ -140,7 +140,7 @@ def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
     # The stride of a single element means nothing: torch may hold any value there.
     if tensor.stride() == like.stride() or all(a == b or size == 1 for size, a, b in strides):
         return tensor
-    return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype).copy_(tensor)
+    return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _dense(x: Tensor) -> Tensor:

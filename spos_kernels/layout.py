@@ -25,3 +25,8 @@ def nhwc_strides(shape: Sequence[int]) -> tuple[int, int, int, int]:
     """Return the strides of a dense channels_last tensor of `shape` [N, C, H, W]."""
     _, channels, height, width = shape
     return channels * height * width, 1, channels * width, channels
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether its elements fill the memory that they reach over, each once, in whatever order."""
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()

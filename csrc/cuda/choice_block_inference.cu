@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(GemmTile::threads, 2)
             place.read(shared, r, value);
 #pragma unroll
             for (int i = 0; i < n; ++i)
-                if (i < there) value[i] = fmaxf(last_norm(channel + i, to_float(from_float<T>(value[i]))), 0.0f);
+                if (i < there) value[i] = relu(last_norm(channel + i, to_float(from_float<T>(value[i]))));
             store_some(to + pixel * to_pixel + channel, there, aligned, value);
         }
         __syncthreads();

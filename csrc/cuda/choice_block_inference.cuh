@@ -164,7 +164,7 @@ __device__ __forceinline__ void fill_planes(const Map<T>& input, const ConvNorm&
 #pragma unroll
                 for (int i = 0; i < n; ++i)
                     if (channel + i < channels)
-                        value[i] = inside ? fmaxf(norm(channel + i, to_float(from_float<T>(value[i]))), 0.0f) : 0.0f;
+                        value[i] = inside ? relu(norm(channel + i, to_float(from_float<T>(value[i])))) : 0.0f;
                 put(row + r, channel, value);
             }
             __syncthreads();

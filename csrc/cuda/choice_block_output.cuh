@@ -73,7 +73,7 @@ __device__ __forceinline__ void write_output(const ChoiceBlock& block, const Bra
             load_some(at, there, from_aligned, value);
 #pragma unroll
             for (int i = 0; i < n; ++i)
-                if (i < there) value[i] = fmaxf(fmaf(value[i] - of[i].mean, of[i].scale, of[i].beta), 0.0f);
+                if (i < there) value[i] = relu(fmaf(value[i] - of[i].mean, of[i].scale, of[i].beta));
         } else {
             load_alternate<0>(at, there, from_aligned, value);
         }

@@ -97,7 +97,7 @@ struct Map {
         for (int i = 0; i < vector_of<T>; ++i) {
             if (c + i >= channels) continue;
             const float result = fmaf(value[i] - mean[c + i], scale[c + i], beta[c + i]);
-            value[i] = relu ? fmaxf(result, 0.0f) : result;
+            value[i] = relu ? cuda::relu(result) : result;
         }
     }
     __device__ __forceinline__ const T* at(int64_t pixel_number) const { return base + pixel_number * pixel; }

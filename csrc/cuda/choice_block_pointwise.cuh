@@ -92,7 +92,7 @@ __device__ __forceinline__ void pointwise_forward(const ChoiceBlock& block, cons
                 for (int i = 0; i < n; ++i) {
                     if (i >= there) continue;
                     const Coefficients k = of[place.column + i];  // as rounded as what would have been kept
-                    value[i] = fmaxf(fmaf(to_float(from_float<T>(value[i])) - k.mean, k.scale, k.beta), 0.0f);
+                    value[i] = relu(fmaf(to_float(from_float<T>(value[i])) - k.mean, k.scale, k.beta));
                 }
             }
             store_some(to + (first_row + row) * to_pixel + channel, there, aligned, value);

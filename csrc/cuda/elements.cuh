@@ -84,6 +84,9 @@ __device__ __forceinline__ void store_vector(T* to, const float (&from)[8]) {
                                                pack2<T>(from[4], from[5]), pack2<T>(from[6], from[7]));
 }
 
+// NaN stays NaN, as in torch: fmaxf would hide it.
+__device__ __forceinline__ float relu(float value) { return value < 0.0f ? 0.0f : value; }
+
 // Up to a vector of elements of which `count` exist, zeros behind them; whole vectors only where `aligned`.
 template <typename T>
 __device__ __forceinline__ void load_some(const T* from, int count, bool aligned, float (&to)[vector_of<T>]) {

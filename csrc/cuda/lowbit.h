@@ -121,7 +121,7 @@ struct LowbitDevice {
     int capability;  // 80, 90 ...
     int multiprocessors;
 };
-LowbitDevice lowbit_device();
+LowbitDevice lowbit_device(int device);  // by its number
 
 // Blocks that share a tile count on ints that are zero before and after; so many of them are enough.
 constexpr int lowbit_counters = 1024;

@@ -106,10 +106,9 @@ int64_t tiles_of(const LowbitConv2d& call, int tile) {
 
 }  // namespace
 
-LowbitDevice lowbit_device() {
+LowbitDevice lowbit_device([[maybe_unused]] int device) {
 #if defined(__CUDACC__)
-    int device = 0, major = 0, minor = 0, multiprocessors = 0;
-    cudaGetDevice(&device);
+    int major = 0, minor = 0, multiprocessors = 0;
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
@@ -141,7 +140,7 @@ namespace {
 
 // Several blocks share a k of so many steps where blocks alone are too few; each takes at least `least` steps.
 int splits_of(int64_t blocks, int64_t steps, int64_t least, int64_t wanted_blocks, int wanted) {
-    if (blocks > lowbit_counters) return 1;
+    if (blocks < 1 || blocks > lowbit_counters) return 1;  // none for an empty batch
     const int64_t splits = std::min<int64_t>({wanted_blocks / blocks, steps / least, 32});
     return static_cast<int>(std::clamp<int64_t>(wanted ? wanted : splits, 1, steps));
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from spos_kernels.choice_block_kernels import dense_pixels, expand, new_gradients, refuse_double_backward, running
 from spos_kernels.choice_block_reference import ConvBN
-from spos_kernels.cuda.modules import module_of, stream_of
+from spos_kernels.cuda.modules import counters, module_of, stream_of, takes_tf32
 from spos_kernels.layout import empty_nhwc
 
 KEPT_ALIGNMENT = 8  # elements: each convolution's kept output begins at a whole vector
@@ -52,13 +51,13 @@ def forward(
         kept,
         statistics,
         workspace,
-        _counters(module.CHOICE_BLOCK_COUNTERS, x.device, stream_of(x)),
+        counters(x, module.CHOICE_BLOCK_COUNTERS),
         training,
         keep,
         track,
         -1.0 if momentum is None else momentum,
         eps,
-        _tf32(x),
+        takes_tf32(x),
         stream_of(x),
     )
     if track:
@@ -94,10 +93,10 @@ def backward(
         dx,
         tuple(gradients),
         x.new_empty(workspace_size, dtype=torch.uint8),
-        _counters(module.CHOICE_BLOCK_COUNTERS, x.device, stream_of(x)),
+        counters(x, module.CHOICE_BLOCK_COUNTERS),
         training,
         eps,
-        _tf32(x),
+        takes_tf32(x),
         stream_of(x),
     )
 
@@ -115,17 +114,6 @@ def _dense_statistics(layers: Sequence[ConvBN]) -> tuple[Sequence[ConvBN], list[
     return [
         layer._replace(running_mean=dense(layer.running_mean), running_var=dense(layer.running_var)) for layer in layers
     ], strided
-
-
-def _tf32(x: Tensor) -> bool:
-    """Whether torch lets fp32 products run in tf32 (torch.backends.cuda.matmul.allow_tf32, off by default)."""
-    return x.dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32
-
-
-@lru_cache(maxsize=64)
-def _counters(count: int, device: torch.device, stream: int) -> Tensor:
-    """Zeros that the kernels leave as zeros: calls on one stream follow each other, those on two may not share them."""
-    return torch.zeros(count, dtype=torch.int32, device=device)
 
 
 class Call(NamedTuple):

@@ -9,10 +9,11 @@ import torch
 from spos_kernels.cuda.modules import module_of
 
 
-def capture(run: Callable[[], None], backend: str) -> Callable[[], None]:
+def capture(run: Callable[[], None], backend: str, device: torch.device) -> Callable[[], None]:
     """Return what replays the launches of `run`, which this calls: once for "cuda-emulated", twice for "cuda".
 
-    All memory that `run` touches has to stay where it is, and has to be kept, as long as the result is in use.
+    device: where the launches go. All memory that `run` touches has to stay where it is, and has to be kept, as long as
+    the result is in use.
     """
     if backend == "cuda-emulated":
         recording = module_of(backend).Graph()
@@ -23,13 +24,18 @@ def capture(run: Callable[[], None], backend: str) -> Callable[[], None]:
             recording.stop()
         replay: Callable[[], None] = recording.replay
         return replay
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # modules are loaded at their first launch, which a capture may not contain
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    replayed: Callable[[], None] = graph.replay
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # modules are loaded at their first launch, which a capture may not contain
+            run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+
+    def replayed() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
     return replayed

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from spos_kernels.cuda.modules import module_of, stream_of
+from spos_kernels.cuda.modules import counters, module_of, stream_of
 from spos_kernels.lowbit_methods import record
 
 # Numbered as in csrc/cuda/lowbit.h.
@@ -67,7 +66,7 @@ def run(
     assert x is not None and groups is not None
     arguments = (*tensors, sizes, numbers, scales, relu, centred)
     # All that a plan follows from.
-    aligned = x.dtype == torch.uint8 and x.data_ptr() % 16 == 0 and x.stride(0) % 16 == 0
+    aligned = x.data_ptr() % 16 == 0, x.stride(0) % 16 == 0
     key = (backend, x.device, sizes, numbers, groups.shape[0], x.dtype, aligned, wanted)
     plan = _plans.get(key)
     if plan is None:
@@ -79,10 +78,4 @@ def run(
     workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=x.device)
     stream = stream_of(x)
     module.lowbit_conv2d(*arguments, wanted=wanted, workspace=workspace,
-                         counters=_counters(x.device, stream, module.lowbit_counters), stream=stream)  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def _counters(device: torch.device, stream: int, size: int) -> Tensor:
-    """Zeros that each call leaves as zeros; of one stream, whose calls run one after another."""
-    return torch.zeros(size, dtype=torch.int32, device=device)
+                         counters=counters(x, module.lowbit_counters), stream=stream)  # fmt: skip

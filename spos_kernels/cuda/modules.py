@@ -58,3 +58,27 @@ def _load(backend: str) -> ModuleType | str:
 def stream_of(x: Tensor) -> int:
     """Return the address of the current stream of x's device; 0 for CPU tensors."""
     return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+
+
+def takes_tf32(x: Tensor) -> bool:
+    """Whether torch lets products of x's dtype run in tf32.
+
+    That is for float32 where torch.backends.cuda.matmul.fp32_precision says so, which inherits that of torch.backends
+    and is what allow_tf32 sets. Off by default.
+    """
+    return x.dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def counters(x: Tensor, count: int) -> Tensor:
+    """Zeros on x's device that kernels leave as zeros: for one stream, whose calls follow each other.
+
+    A CUDA graph gets its own, zeroed in it: it may be replayed on any stream, and with none before it.
+    """
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=x.device)
+    return _kept_counters(count, x.device, stream_of(x))
+
+
+@lru_cache(maxsize=64)
+def _kept_counters(count: int, device: torch.device, stream: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int32, device=device)

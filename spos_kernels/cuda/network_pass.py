@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spos_kernels.choice_block_kernels import rows
 from spos_kernels.choice_block_reference import Branch, ConvBN
-from spos_kernels.cuda.modules import module_of, stream_of
+from spos_kernels.cuda.modules import module_of, stream_of, takes_tf32
 from spos_kernels.layout import empty_nhwc
 
 
@@ -146,7 +146,7 @@ class NetworkPass:
 
     @property
     def _tf32(self) -> bool:
-        return self.images.dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        return takes_tf32(self.images)
 
 
 def _read(layer: ConvBN) -> ConvBN:

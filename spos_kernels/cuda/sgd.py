@@ -57,7 +57,7 @@ class PreparedStep:
         backend: str,
         max_norm: float = 0.0,
     ) -> None:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if device.type == "cuda" and _is_capturing(device):
             raise RuntimeError("SGD in a CUDA graph: prepare() the step before the capture, and capture its run()")
         self._updates = list(updates)  # keeps their memory
         self._native = module_of(backend).SgdTable(self._updates, len(rates))
@@ -85,6 +85,11 @@ class PreparedStep:
         self._native.run(self._table, self._rates, self._scale, stream)
         # What autograd has saved of them is out of date now: it has to notice. (It cannot where a graph is replayed.)
         torch.autograd.graph.increment_version([update.parameter for update in self._updates])
+
+
+def _is_capturing(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def _pinned(tensor: Tensor, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spos_kernels.cuda.modules import module_of, stream_of
+from spos_kernels.cuda.modules import module_of, stream_of, takes_tf32
 
 Options = tuple[int, int, int, int, int]
 
@@ -28,7 +28,7 @@ def forward(
     active_out_channels: Tensor | None = None,
 ) -> None:
     module_of(backend).sliced_conv2d_forward(
-        x, weight, bias, y, *options, _tf32(), active_in_channels, active_out_channels, stream_of(x)
+        x, weight, bias, y, *options, takes_tf32(x), active_in_channels, active_out_channels, stream_of(x)
     )
 
 
@@ -42,7 +42,7 @@ def dgrad(
     active_out_channels: Tensor | None = None,
 ) -> None:
     module_of(backend).sliced_conv2d_dgrad(
-        dy, weight, dx, *options, _tf32(), active_in_channels, active_out_channels, stream_of(dy)
+        dy, weight, dx, *options, takes_tf32(dy), active_in_channels, active_out_channels, stream_of(dy)
     )
 
 
@@ -66,13 +66,9 @@ def wgrad(
         dweight,
         *options,
         accumulate,
-        _tf32(),
+        takes_tf32(x),
         workspace,
         active_in_channels,
         active_out_channels,
         stream_of(x),
     )
-
-
-def _tf32() -> bool:
-    return torch.backends.cuda.matmul.allow_tf32

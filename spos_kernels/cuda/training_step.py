@@ -18,6 +18,7 @@ from torch import Tensor
 from spos_kernels.cuda.modules import stream_of
 from spos_kernels.cuda.network_pass import Network, NetworkPass
 from spos_kernels.cuda.sgd import PreparedStep, Update
+from spos_kernels.layout import is_dense
 
 
 class Descent(NamedTuple):
@@ -158,4 +159,6 @@ class TrainingStep(NetworkPass):
 
 def _flat(tensor: Tensor) -> Tensor:
     """The elements of a dense tensor in the order of its memory."""
+    if not is_dense(tensor):
+        raise ValueError(f"a weight of shape {list(tensor.shape)} is not dense: expected weights to use in place")
     return tensor.detach().as_strided((tensor.numel(),), (1,))

@@ -8,6 +8,7 @@ from fake_quantize_support import KINDS, LAYOUTS, Kind
 
 import spos_kernels as sk
 from spos_kernels import _C
+from spos_kernels.fake_quantize_kernels import laid_out_like
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -144,3 +145,9 @@ def test_the_extension_refuses_what_would_not_be_safe() -> None:
         _C.fake_quantize_codes(x, step, None, y, *good)
     with pytest.raises(ValueError, match="dscale: method dorefa has none"):
         _C.fake_quantize_backward(x, x, step, None, y, step, _C.QuantizeMethod.dorefa, *good[1:])
+
+
+def test_a_copy_is_on_the_device_of_what_is_copied() -> None:
+    tensor = torch.empty(3, 4, device="meta").t()
+    copy = laid_out_like(tensor, torch.empty(4, 3, device="meta"))
+    assert copy is not tensor and copy.device == tensor.device and copy.is_contiguous()

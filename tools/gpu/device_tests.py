@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import toolchain
 
-TESTS = "tests/spos_kernels/cuda"
+TESTS = ("tests/spos_kernels/cuda", "tests/spos/core/test_captured_step.py")
 ON_THE_GPU = "not emulated"  # ids of parameters: "cuda" and "cuda-emulated"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 PART = "float32"
@@ -29,7 +29,7 @@ def sanitizer() -> str | None:
 
 
 def commands(python: str, sanitizer: str | None) -> list[list[str]]:
-    tests = [python, "-m", "pytest", TESTS, "-k"]
+    tests = [python, "-m", "pytest", *TESTS, "-k"]
     found = [[*tests, ON_THE_GPU]]
     if sanitizer:
         options = ["--target-processes", "all", "--error-exitcode", "99", "--print-limit", "20"]

@@ -33,6 +33,8 @@ class CudaCall {
         return *this;
     }
 
+    int device() const { return device_; }
+
     // start(stream) starts kernels on the tensors' device and returns a cudaError_t. RuntimeError where that is not
     // cudaSuccess.
     void run(uintptr_t stream, const std::function<int(void* stream)>& start) const;

@@ -190,8 +190,8 @@ class Reader {
 // for, which only the emulator can be.
 using Wanted = std::tuple<int, int, int, int>;
 
-cuda::LowbitDevice device_of(const Wanted& wanted) {
-    cuda::LowbitDevice device = cuda::lowbit_device();
+cuda::LowbitDevice device_of(int number, const Wanted& wanted) {
+    cuda::LowbitDevice device = cuda::lowbit_device(number);
     const int capability = std::get<3>(wanted);
 #if !defined(SPOS_CUDA_EMULATED)
     if (capability != 0 && capability != device.capability)
@@ -201,9 +201,10 @@ cuda::LowbitDevice device_of(const Wanted& wanted) {
     return device;
 }
 
-cuda::LowbitPlan plan_of(const cuda::LowbitConv2d& call, const Wanted& wanted) {
+cuda::LowbitPlan plan_of(const Reader& reader, const Wanted& wanted) {
     const auto [body, tile, splits, capability] = wanted;
-    const cuda::LowbitDevice device = device_of(wanted);
+    const cuda::LowbitConv2d& call = reader.call;
+    const cuda::LowbitDevice device = device_of(reader.memory.device(), wanted);
     if (body < -1 || body > 4 || (body >= 0 && !cuda::lowbit_can(static_cast<cuda::LowbitBody>(body), call, device)))
         throw py::value_error("wanted: a body that cannot run this call on this device");
     if (tile != 0 && tile != 64 && tile != 128) throw py::value_error("wanted: expected a tile of 64 or 128");
@@ -227,9 +228,9 @@ Arguments arguments_of(const py::args& args) {
 py::tuple plan(const py::args& args, const Wanted& wanted) {
     const Arguments arguments = arguments_of(args);
     const Reader reader(arguments);
-    const cuda::LowbitPlan plan = plan_of(reader.call, wanted);
+    const cuda::LowbitPlan plan = plan_of(reader, wanted);
     return py::make_tuple(static_cast<int>(plan.body), static_cast<int>(plan.form), plan.tile, plan.splits,
-                          plan.workspace_bytes, device_of(wanted).capability);
+                          plan.workspace_bytes, device_of(reader.memory.device(), wanted).capability);
 }
 
 void conv2d(const py::args& args, const Wanted& wanted, py::handle workspace_object, py::handle counters_object,
@@ -237,7 +238,7 @@ void conv2d(const py::args& args, const Wanted& wanted, py::handle workspace_obj
     const Arguments arguments = arguments_of(args);
     Reader reader(arguments);
     const cuda::LowbitConv2d& call = reader.call;
-    const cuda::LowbitPlan plan = plan_of(call, wanted);
+    const cuda::LowbitPlan plan = plan_of(reader, wanted);
     const Tensor workspace = read_tensor_of({Dtype::uint8}, workspace_object, "workspace");
     const Tensor counters = read_dense({Dtype::int32}, counters_object, "counters", {cuda::lowbit_counters});
     check_contiguous(workspace, "workspace");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,26 +21,42 @@ from spos_kernels.cuda.modules import availability, module_of
 
 from .conftest import make_data
 
-pytestmark = pytest.mark.skipif(not availability("cuda-emulated")[0], reason=availability("cuda-emulated")[1])
+needs_emulator = pytest.mark.skipif(not availability("cuda-emulated")[0], reason=availability("cuda-emulated")[1])
 CONFIG = spos.TrainConfig(
     steps=5, batch_size=6, lr=0.1, weight_decay=1e-2, clip_norm=1.0, log_every=2, checkpoint_every=2, nesterov=True
 )
 
 
-@pytest.fixture(autouse=True)
-def emulated() -> Iterator[None]:
-    with sk.use_backend("cuda-emulated"):
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(not availability(name)[0], reason=availability(name)[1]))
+    for name in ("cuda-emulated", "cuda")
+]
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Networks are made on the GPU, or run in the emulator."""
+    monkeypatch.setattr(sys.modules[__name__], "DEVICE", "cuda" if request.param == "cuda" else "cpu")
+    with sk.use_backend(request.param):
         yield
 
 
-def supernet(dropout: float = 0.1) -> spos.Supernet:
+DEVICE = "cpu"
+
+
+def nothing(module: Any) -> None:
+    pass
+
+
+def supernet(dropout: float = 0.1, edit: Any = nothing) -> spos.Supernet:
     network = ShuffleNetOneShot(Spec(4, ((8, 2), (12, 1)), 16), 3, 8, 1)
     network.dropout.p = dropout
     torch.manual_seed(3)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
-    return channels_last(spos.Supernet(network, input_shape=(1, 8, 8), name="tiny"))
+    edit(network)
+    return channels_last(spos.Supernet(network, input_shape=(1, 8, 8), name="tiny")).to(DEVICE)
 
 
 def records(directory: Any) -> list[dict[str, Any]]:
@@ -74,7 +91,10 @@ def test_training_captured_is_training_launch_by_launch(tmp_path: Any) -> None:
         torch.testing.assert_close(momenta[0][name], theirs, rtol=2e-3, atol=2e-4)
 
 
+@needs_emulator
 def test_all_steps_replay_the_launches_of_the_first() -> None:
+    if DEVICE == "cuda":
+        pytest.skip("the emulator counts launches")
     emulator = module_of("cuda-emulated")
     net, data = supernet(), make_data()
     step = CapturedStep(net, lambda number: (number % 4,) * 3, CONFIG, 0)
@@ -151,9 +171,45 @@ def frozen() -> spos.Supernet:
     return net
 
 
+def fix_a_block(module: Any) -> None:
+    module.features[1] = module.features[1].branch(2)
+
+
+def share_a_block(module: Any) -> None:
+    module.features.insert(2, module.features[1])
+
+
+def tie_two_blocks(module: Any) -> None:
+    one, other = (module.features[i].branch(0).branch_main[3] for i in (0, 1))
+    assert one.weight.shape == other.weight.shape
+    other.weight = one.weight
+
+
+def slice_the_classifier(module: Any) -> None:
+    weight = module.classifier[0].weight
+    module.classifier[0].weight = nn.Parameter(torch.full((len(weight), weight.shape[1] + 5), 7.0)[:, :-5])
+
+
+def drop_all(module: Any) -> None:
+    module.dropout.p = 1.0
+
+
+def test_ties_within_a_block_are_no_reason() -> None:
+    def tie(module: Any) -> None:
+        first, second = (module.features[1].branch(i).branch_main[0] for i in (0, 1))
+        second.weight = first.weight
+
+    assert reason_against(supernet(edit=tie), CONFIG) is None
+
+
 @pytest.mark.parametrize(
     ("make", "changes", "reason"),
     [
+        (lambda: supernet(edit=fix_a_block), {}, "not one choice each"),
+        (lambda: supernet(edit=share_a_block), {}, "not one choice each"),
+        (lambda: supernet(edit=tie_two_blocks), {}, "a weight is in several"),
+        (lambda: supernet(edit=slice_the_classifier), {}, "dense in memory"),
+        (lambda: supernet(edit=drop_all), {}, "dropout of 1.0"),
         (supernet, {"accumulation": 2}, "accumulation = 2"),
         (supernet, {"bf16": True}, "bf16 = true"),
         (supernet, {"sampler": "fair"}, "several paths in a step"),
@@ -176,4 +232,4 @@ def test_why_not(make: Any, changes: dict[str, Any], reason: str) -> None:
 
 def test_on_the_cpu_nothing_is_captured() -> None:
     with sk.use_backend("auto"):
-        assert reason_against(supernet()) == "its weights are not on a GPU that the kernels are compiled for"
+        assert reason_against(supernet().cpu()) == "its weights are not on a GPU that the kernels are compiled for"

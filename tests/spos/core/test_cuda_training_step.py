@@ -155,7 +155,7 @@ def test_one_recording_trains_every_path_as_float64_does() -> None:
             step.arch.copy_(torch.tensor(arch, dtype=torch.int32))
             emulator.configure(seed=number)
             if replay is None:
-                replay = capture(step.run, "cuda-emulated")
+                replay = capture(step.run, "cuda-emulated", step.images.device)
             else:
                 replay()
             optimizer.zero_grad(set_to_none=True)

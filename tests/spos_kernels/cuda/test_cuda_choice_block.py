@@ -216,3 +216,26 @@ def test_what_is_refused_names_the_argument(backend: str) -> None:
             sk.choice_block(x.half(), [halves], 0)
     with sk.use_backend("reference"), pytest.raises(TypeError, match=r"accepted are torch\.float32 and torch\.float64"):
         sk.choice_block(x.half(), [branch], 0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("choice", ["3", "x"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("backend", CUDA_BACKENDS)
+def test_nan_goes_where_it_goes_in_torch(backend: str, stride: int, choice: str, training: bool) -> None:
+    """ReLU keeps it, so that a network that has diverged shows it, in y and in the running statistics."""
+    case = Case(choice, stride, 2, 16, 7, 6, 12, 24, True)
+    branch = copied(make_branch(choice, case.channels, case.mid, case.out, stride, True))
+    x = torch.randn(case.x_shape).contiguous(memory_format=torch.channels_last)
+    x[0, 1, 2, 3] = float("nan")
+    found = []
+    for name in (backend, "reference"):
+        device = device_of(name)
+        moved_branch = map_tensors(copied(branch), lambda tensor, _, d=device: tensor.detach().clone().to(d))
+        with sk.use_backend(name), torch.no_grad():
+            y = sk.choice_block(x.to(device), [moved_branch], 0, stride=stride, training=training)
+        means = [layer.running_mean.cpu().isnan() for layer in (*moved_branch.main, *moved_branch.proj)]
+        found.append((y.cpu().isnan(), means))
+    (ours, our_means), (theirs, their_means) = found
+    assert theirs.any() and torch.equal(ours, theirs)
+    assert all(torch.equal(a, b) for a, b in zip(our_means, their_means, strict=True))

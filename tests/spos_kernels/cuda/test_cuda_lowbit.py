@@ -295,3 +295,27 @@ def test_schedules(
     monkeypatch.setattr(lowbit_cuda, "wanted", wanted)
     emulator.configure(seed=seed)
     assert same(call(), expected)
+
+
+@pytest.mark.parametrize("backend", CUDA_BACKENDS)
+def test_an_empty_batch_gives_an_empty_result(backend: str) -> None:
+    weight = sk.pack_weight(torch.ones(8, 8, 3, 3, dtype=torch.uint8), 4, scale=torch.ones(8))
+    for x in (torch.zeros(0, 8, 5, 5, dtype=torch.uint8), torch.zeros(0, 8, 5, 5)):
+        y = on(backend, sk.lowbit_conv2d, x, weight, {"x_quantizer": sk.Quantizer(1.0, 4), "padding": 1})
+        assert isinstance(y, Tensor) and y.shape == (0, 8, 5, 5)
+    flat = sk.pack_weight(torch.ones(8, 8, dtype=torch.uint8), 4, scale=torch.ones(8))
+    y = on(backend, sk.lowbit_matmul, torch.zeros(0, 8, dtype=torch.uint8), flat, {})
+    assert isinstance(y, Tensor) and y.shape == (0, 8)
+
+
+@pytest.mark.parametrize("backend", CUDA_BACKENDS)
+def test_a_call_at_another_address_has_a_plan_of_its_own(backend: str) -> None:
+    """Of a single pixel the stride means nothing, and whether it is aligned its address alone decides."""
+    weight = moved(
+        sk.pack_weight(torch.ones(8, 40, 3, 3, dtype=torch.uint8), 8, scale=torch.ones(8)), device_of(backend)
+    )
+    memory = torch.ones(64, dtype=torch.uint8, device=device_of(backend))
+    for offset in (0, 1, 0, 3):
+        with sk.use_backend(backend):
+            y = sk.lowbit_conv2d(memory[offset : offset + 40].view(1, 40, 1, 1), weight, padding=1)
+        assert torch.equal(y.cpu(), torch.full((1, 8, 1, 1), 40.0 * (1 - 128)))

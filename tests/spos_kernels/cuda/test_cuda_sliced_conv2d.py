@@ -215,3 +215,20 @@ def test_errors_name_the_argument(backend: str) -> None:
             kernels.forward(*arguments, backend)
     with pytest.raises(TypeError, match="active_out_channels"):
         kernels.forward(x, weight, None, y, (0, 0, 1, 1, 1), backend, None, torch.ones(1, device=device))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_tf32_by_either_of_torchs_settings(whole: bool, backend: str) -> None:
+    x = torch.randn(2, 8, 5, 5, device=device_of(backend)).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(8, 8, 1, 1, device=device_of(backend))
+    with sk.use_backend(backend):
+        exact = sk.sliced_conv2d(x, weight)
+        before = torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision = "none" if whole else "tf32"
+        torch.backends.fp32_precision = "tf32" if whole else "none"
+        try:
+            rounded = sk.sliced_conv2d(x, weight)
+        finally:
+            torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(exact, rounded, rtol=1e-2, atol=1e-2)
