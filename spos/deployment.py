@@ -2,9 +2,12 @@
 
 A quantized layer computes conv(step · a, (2c − n) / n), a and c the codes of its input and of its weight, and the batch
 normalisation behind it multiplies each output by a factor and adds a shift. The packed layer has the same codes; its
-scale is 2 / n times the factor, its zero point n / 2, its bias the shift, computed in float64 and rounded once. The
-child's weights are quantized by the kernel that quantized them in training, and steps are the same float32 numbers, so
-the codes agree.
+scale is 2 / n times the factor, its zero point n / 2, its bias the shift. The child's weights are quantized by the
+kernel that quantized them in training.
+
+In a chain of residual blocks all of that is float64, and so is the stem in front of them and the map that each block
+adds its result to: codes are those of the child in float64, but for activations within 10⁻¹⁵ or so of a boundary. A
+layer by itself takes and gives float32; its scale and bias are computed in float64 and rounded once.
 
 What is in full precision stays so, the batch normalisation of a float convolution in its weight and bias.
 """
@@ -28,6 +31,7 @@ from spos_kernels import (
     PackedConv2d,
     PackedNetwork,
     Quantizer,
+    StemConv2d,
     pack_weight,
     quantize,
 )
@@ -41,7 +45,7 @@ class Deployed(NamedTuple):
     """A packed network, and what became of the child's modules, by their names.
 
     norms: of each packed layer the batch normalisation that went into it, if one did. places: what has taken a module's
-    place. gone: batch normalisations that went into the layer before them, and layers that do nothing.
+    place. gone: layers that went into the one before them, and those that do nothing.
     """
 
     network: PackedNetwork
@@ -54,11 +58,11 @@ def deploy(child: nn.Module) -> PackedNetwork:
     """Turn a child with `QuantizedConv2d` layers, as it is in eval mode, into a network of packed integer layers.
 
     The residual networks of the mixed-precision spaces run on codes from one quantized convolution to the next, with
-    nothing but the residual in float32. In any other module each quantized layer becomes a packed one with float32 in
-    and out. In an `nn.Sequential`, which is taken to be called as a whole, a batch normalisation right behind a
+    nothing but the residual in floating point, float64 from the first convolution on, so that codes are those of the
+    child in float64. In any other module each quantized layer becomes a packed one with float32 in and out. In an `nn.Sequential`, which is taken to be called as a whole, a batch normalisation right behind a
     convolution goes into it; elsewhere it stays.
 
-    Returns a network for inference on the CPU, in float32, that shares no memory with the child. Its `save` writes one
+    Returns a network for inference on the CPU, float32 in and out, that shares no memory with the child. Its `save` writes one
     file, for `spos_kernels.load_packed`, if all of its modules are of the library's spaces or plain torch layers in an
     `nn.Sequential`.
 
@@ -116,7 +120,7 @@ class _Conversion:
 
     def _convert(self, module: nn.Module) -> nn.Module:
         if isinstance(module, QuantizedConv2d):
-            return self._packed(module, None)
+            return self._packed(module, None, torch.float32)
         if is_observed(module):
             pass  # a hook waits for the module's own call
         elif type(module) is MixedResNet:
@@ -134,6 +138,9 @@ class _Conversion:
         """Yield what takes the place of modules that are called one after another."""
         layers = list(self._flat(modules))
         while layers:
+            if stem := self._stem(layers):
+                yield stem
+                continue
             layer = layers.pop(0)
             after = layers[0] if layers else None
             if _is_plain_block(layer):
@@ -142,13 +149,44 @@ class _Conversion:
                     blocks.append(self._block(layers.pop(0)))
                 yield PackedBlocks(blocks)
             elif isinstance(layer, QuantizedConv2d) and _is_norm_of(layer, after):
-                yield self._placed(layer, self._packed(layer, self._norm(layers.pop(0))))
+                yield self._placed(layer, self._packed(layer, self._norm(layers.pop(0)), torch.float32))
             elif type(layer) is nn.Conv2d and not is_observed(layer) and _is_norm_of(layer, after):
                 yield self._placed(layer, _folded(layer, self._norm(layers.pop(0))))
             elif type(layer) not in _IDLE or is_observed(layer):
                 yield self.module(layer)
             else:
-                self.gone |= {self._names[id(layer)]} if id(layer) in self._names else set()
+                self._drop(layer)
+
+    def _drop(self, layer: nn.Module) -> None:
+        self.gone |= {self._names[id(layer)]} if id(layer) in self._names else set()
+
+    def _stem(self, layers: list[nn.Module]) -> StemConv2d | None:
+        """Take a convolution off the front of a chain, with all that lies between it and a residual block behind it.
+
+        None, and nothing taken, where there is no such block or something else in between.
+        """
+        conv = layers[0]
+        if not _is_stem(conv):
+            return None
+        rest = iter(layer for layer in layers[1:] if type(layer) not in _IDLE or is_observed(layer))
+        after = next(rest, None)
+        norm = after if _is_norm_of(conv, after) else None
+        after = next(rest, None) if norm else after
+        relu = type(after) is nn.ReLU and not is_observed(after)
+        after = next(rest, None) if relu else after
+        pool = _is_stem_pool(after)
+        after = next(rest, None) if pool else after
+        if after is None or not _is_plain_block(after):
+            return None
+        assert isinstance(conv, nn.Conv2d) and (norm is None or isinstance(norm, nn.BatchNorm2d))
+        for layer in layers[1 : layers.index(after)]:
+            self._drop(layer)
+        del layers[: layers.index(after)]
+        factor, shift = affine(norm, conv.out_channels)
+        bias = shift if conv.bias is None else shift + conv.bias.double() * factor
+        new = StemConv2d(conv.weight, factor, bias, stride=conv.stride[0], padding=int(conv.padding[0]), relu=relu,
+                         max_pool=pool)  # fmt: skip
+        return self._placed(conv, new)
 
     def _flat(self, modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
         for module in modules:
@@ -160,11 +198,10 @@ class _Conversion:
 
     def _block(self, block: nn.Module) -> PackedBlock:
         assert isinstance(block, MixedBlock)
-        shortcut = None if block.downsample is None else self._packed(*block.downsample)
-        new = PackedBlock(self._packed(block.conv1, block.bn1), self._packed(block.conv2, block.bn2), shortcut)
-        return self._placed(block, new)
+        pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2), *([block.downsample] if block.downsample else [])]
+        return self._placed(block, PackedBlock(*(self._packed(*pair, torch.float64) for pair in pairs)))
 
-    def _packed(self, layer: nn.Module, norm: nn.Module | None) -> PackedConv2d:
+    def _packed(self, layer: nn.Module, norm: nn.Module | None, dtype: torch.dtype) -> PackedConv2d:
         name = self._names[id(layer)]
         if not isinstance(layer, QuantizedConv2d) or type(layer).forward is not QuantizedConv2d.forward:
             raise ValueError(f"child: {name} is a {type(layer).__name__}: expected a forward like QuantizedConv2d's")
@@ -175,9 +212,9 @@ class _Conversion:
         codes = weight_codes(layer)
         (stride, _), padding = layer.stride, layer.padding[0]
         return PackedConv2d(
-            pack_weight(codes, layer.w_bits, scale=(factor * 2 / steps).float(), zero_point=steps / 2),
-            x_quantizer=Quantizer(step_of(layer), layer.a_bits),
-            bias=bias.float(),
+            pack_weight(codes, layer.w_bits, scale=(factor * 2 / steps).to(dtype), zero_point=steps / 2),
+            x_quantizer=Quantizer(step_of(layer, dtype), layer.a_bits),
+            bias=bias.to(dtype),
             stride=stride,
             padding=int(padding),
             groups=layer.groups,
@@ -190,9 +227,9 @@ def weight_codes(layer: QuantizedConv2d) -> Tensor:
     return quantize(layer.weight.detach(), layer.w_bits, "dorefa")
 
 
-def step_of(layer: QuantizedConv2d) -> float:
-    """Return the step between the levels of a layer's input, in float32 as PACT's kernel divides the clip."""
-    return float(positive_clip(layer.clip.detach()) / (2**layer.a_bits - 1))
+def step_of(layer: QuantizedConv2d, dtype: torch.dtype) -> float:
+    """Return the step between the levels of a layer's input, divided in `dtype`: in float32 as PACT's kernel does."""
+    return float(positive_clip(layer.clip.detach()).to(dtype) / (2**layer.a_bits - 1))
 
 
 def affine(norm: nn.BatchNorm2d | None, channels: int) -> tuple[Tensor, Tensor]:
@@ -223,6 +260,28 @@ def _is_norm_of(conv: nn.Module, norm: nn.Module | None) -> bool:
         and norm.running_mean is not None
         and norm.num_features == conv.out_channels
         and not is_observed(norm)
+    )
+
+
+def _is_stem(conv: nn.Module) -> bool:
+    """Whether `StemConv2d` can take the place of a convolution."""
+    return (
+        type(conv) is nn.Conv2d
+        and not is_observed(conv)
+        and conv.groups == 1
+        and conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+        and conv.stride[0] == conv.stride[1]
+        and conv.padding in ((n, n) for n in range(8))
+    )
+
+
+def _is_stem_pool(pool: nn.Module | None) -> bool:
+    options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    return (
+        type(pool) is nn.MaxPool2d
+        and not is_observed(pool)
+        and [getattr(pool, name) for name in options] == [3, 2, 1, 1, False, False]
     )
 
 

@@ -169,6 +169,19 @@ def sliced_conv2d_wgrad(
     isa: Isa,
     threads: int,
 ) -> None: ...
+def stem_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    y: Tensor,
+    stride: int,
+    padding: int,
+    relu: bool,
+    max_pool: bool,
+    isa: Isa,
+    threads: int,
+) -> None: ...
 def sgd_step(updates: list[tuple[Any, ...]], isa: Isa, threads: int) -> None: ...
 def lowbit_pack(codes: Tensor, packed: Tensor, bits: int, threads: int) -> None: ...
 def lowbit_unpack(packed: Tensor, codes: Tensor, bits: int, isa: Isa, threads: int) -> None: ...

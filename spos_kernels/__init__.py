@@ -29,6 +29,7 @@ from spos_kernels.packing import (
 from spos_kernels.sgd import SGD, StepCondition
 from spos_kernels.sliced_conv2d import sliced_conv2d, sliced_conv2d_reference
 from spos_kernels.sliced_linear import sliced_linear, sliced_linear_reference
+from spos_kernels.stem_conv2d import StemConv2d, stem_conv2d, stem_conv2d_reference
 
 __all__ = [
     "SGD",
@@ -45,6 +46,7 @@ __all__ = [
     "PackedNetwork",
     "PackedWeight",
     "Quantizer",
+    "StemConv2d",
     "StepCondition",
     "backends",
     "choice_block",
@@ -74,6 +76,8 @@ __all__ = [
     "sliced_linear",
     "sliced_linear_reference",
     "sliced_parameter",
+    "stem_conv2d",
+    "stem_conv2d_reference",
     "unpack",
     "unpack_reference",
     "unpack_weight",

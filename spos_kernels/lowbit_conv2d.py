@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from spos_kernels.backends import CUDA, resolve_backend
 from spos_kernels.layout import as_nhwc
 from spos_kernels.lowbit_products import (
     PLAIN,
@@ -13,7 +11,9 @@ from spos_kernels.lowbit_products import (
     Geometry,
     Pair,
     Quantizer,
+    backend_of,
     check_call,
+    check_input,
     run,
     run_reference,
 )
@@ -41,14 +41,15 @@ def lowbit_conv2d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Convolve codes by packed codes, and make of the sums what the next layer needs. Not differentiable.
 
-    x: uint8 codes [N, C, H, W] of x_quantizer.bits bits, or float32, which is quantized on the way. channels_last
+    x: uint8 codes [N, C, H, W] of x_quantizer.bits bits, or floats, which are quantized on the way. channels_last
         tensors, and slices of their channels, are read in place.
     weight: of shape (O, C / groups, kh, kw), from `pack_weight`; a batch normalisation goes into its scale and `bias`.
-    bias: float32 [O]. residual: what is added, [N, O, H', W'], float32, or uint8 codes with `residual_quantizer`, whose
+        Floats are float32, or, where its scale is float64, float64: other float32 ones are converted first.
+    bias: floats [O]. residual: what is added, [N, O, H', W'], floats, or uint8 codes with `residual_quantizer`, whose
         bits are not asked for.
-    out_quantizer: return the result as codes instead. keep_float: return (float32, codes).
+    out_quantizer: return the result as codes instead. keep_float: return (floats, codes).
 
-    Returns float32 [N, O, H', W'] in channels_last memory, or uint8 codes, or both. Where the weight has no scale, the
+    Returns floats [N, O, H', W'] in channels_last memory, or uint8 codes, or both. Where the weight has no scale, the
     sums S themselves, int64 (twice the sums if a zero is an odd multiple of ½), and no other option is accepted.
 
     The sums are exact, and the float steps have the same bits for every instruction set, method and number of threads.
@@ -63,7 +64,7 @@ def lowbit_conv2d(
         return run_shortcut(found, x, weight, bias, residual)
     call = _check(x, weight, x_quantizer, stride, padding, dilation, groups, bias, residual, residual_quantizer, relu,
                   out_quantizer, keep_float)  # fmt: skip
-    backend = resolve_backend(x, compiled=("cpu", *CUDA))
+    backend = backend_of(call)
     if backend == "reference":
         return _shaped(run_reference(call), call.geometry)
     results = _shaped(run(call, backend), call.geometry)
@@ -116,10 +117,7 @@ def _check(
     keep: bool,
 ) -> Call:
     check_weight(weight, 4)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is a {type(x).__name__}: expected a tensor")
-    if x.dtype not in (torch.uint8, torch.float32):
-        raise TypeError(f"x has dtype {x.dtype}: expected torch.uint8 or torch.float32")
+    check_input(x, weight)
     if x.ndim != 4:
         raise ValueError(f"x has shape {list(x.shape)}: expected [N, C, H, W]")
     pairs = [

@@ -1,6 +1,6 @@
 """Product of quantized rows by packed weights, computed on integers: what a linear layer does.
 
-    y[m, n] = float(Σ over k of (x_code[m, k] − x_zero) · (w_code[n, k] − w_zero[n])) · (x_scale · scale[n]) + bias[n]
+    y[m, n] = (Σ over k of (x_code[m, k] − x_zero) · (w_code[n, k] − w_zero[n])) · (x_scale · scale[n]) + bias[n]
 
 With scales of groups of inputs, y is the sum over the groups of such terms, in their order.
 """
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from spos_kernels.backends import CUDA, resolve_backend
 from spos_kernels.lowbit_products import (
     PLAIN,
     Call,
     Geometry,
     Quantizer,
+    backend_of,
     check_call,
+    check_input,
     run,
     run_reference,
 )
@@ -42,10 +42,11 @@ def lowbit_matmul(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Multiply rows of codes by packed codes. Not differentiable.
 
-    x: uint8 codes [..., K] of x_quantizer.bits bits, or float32, which is quantized on the way.
+    x: uint8 codes [..., K] of x_quantizer.bits bits, or floats, which are quantized on the way.
     weight: of shape (N, K), from `pack_weight`, with a scale a row or a scale a group of inputs.
-    bias: float32 [N]. residual: what is added, [..., N], float32, or uint8 codes with `residual_quantizer`.
-    out_quantizer, keep_float, the result [..., N], its exactness and the limit on K: as in `lowbit_conv2d`.
+    bias: floats [N]. residual: what is added, [..., N], floats, or uint8 codes with `residual_quantizer`.
+    out_quantizer, keep_float, what floats are, the result [..., N], its exactness and the limit on K: as in
+        `lowbit_conv2d`.
 
     Raises TypeError or ValueError, naming the argument.
     """
@@ -54,7 +55,7 @@ def lowbit_matmul(
     if key is not None and (found := weight.shortcuts.get(key)) is not None:
         return run_shortcut(found, x, weight, bias, residual)
     call = _check(x, weight, x_quantizer, bias, residual, residual_quantizer, relu, out_quantizer, keep_float)
-    backend = resolve_backend(x, compiled=("cpu", *CUDA))
+    backend = backend_of(call)
     if backend == "reference":
         return _shaped(run_reference(call), x)
     results = _shaped(run(call, backend), x)
@@ -92,10 +93,7 @@ def _check(
     keep: bool,
 ) -> Call:
     check_weight(weight, 2)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is a {type(x).__name__}: expected a tensor")
-    if x.dtype not in (torch.uint8, torch.float32):
-        raise TypeError(f"x has dtype {x.dtype}: expected torch.uint8 or torch.float32")
+    check_input(x, weight)
     outputs, inputs = weight.shape
     if x.ndim < 1 or x.shape[-1] != inputs:
         raise ValueError(f"x has shape {list(x.shape)}: expected [..., {inputs}]")

@@ -1,10 +1,12 @@
 """What convolutions and matrix products of codes have in common: a checked call, and its two ways to run.
 
     S[p, n] = Σ over taps and inputs of (x_code − x_zero) · (w_code − w_zero[n])          exact
-    y = relu(float(S) · (x_scale · scale[n]) + bias[n] + residual)                        each step rounded to float32
+    y = relu(S · (x_scale · scale[n]) + bias[n] + residual)                               each step rounded
     code = clamp(round(y / out_scale) + out_zero, 0, 2^out_bits − 1)                      half to even
 
-Taps outside of the map give nothing. Where a zero of the weights is an odd multiple of ½ (DoReFa's), S is doubled to
+S, and every operation after it, is rounded to the dtype of the weight's scale, float32 or float64, by itself: nothing is
+fused. Scales of quantizers, bias, residual and floats to quantize are numbers of that dtype; float32 is taken for
+float64. Taps outside of the map give nothing. Where a zero of the weights is an odd multiple of ½ (DoReFa's), S is doubled to
 stay whole, and the scale halved.
 """
 
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import CUDA, ISA, is_plain, threads_for
+from spos_kernels.backends import CUDA, ISA, current_backend, is_plain, resolve_backend, threads_for
 from spos_kernels.cuda import lowbit as lowbit_cuda
 from spos_kernels.library import register
 from spos_kernels.lowbit_methods import Key, choose
@@ -34,7 +36,8 @@ Pair = tuple[int, int]
 class Quantizer(NamedTuple):
     """What codes mean, value = scale · (code − zero_point), and how floats become codes: see the module.
 
-    scale > 0; bits 1 to 8; zero_point from 0 to 2^bits − 1. NaN becomes code 0.
+    scale > 0, rounded to float32 unless the weight's scale is float64; bits 1 to 8; zero_point from 0 to 2^bits − 1.
+    NaN becomes code 0.
     """
 
     scale: float
@@ -101,6 +104,17 @@ class Prepared(NamedTuple):
     key: Key
 
 
+def backend_of(call: Call) -> str:
+    """Return the backend that runs a checked call. TypeError for an explicit one that does not have its dtype."""
+    in_float32 = call.weight.dtype == torch.float32
+    if current_backend() in CUDA and not in_float32:
+        raise TypeError(
+            f"weight.scale has dtype {call.weight.dtype}: backend {current_backend()!r} accepts torch.float32"
+        )
+    backend = resolve_backend(call.x, compiled=("cpu", *CUDA))
+    return backend if in_float32 or backend == "cpu" else "reference"
+
+
 def run(call: Call, backend: str) -> list[Tensor]:
     """Run a checked call on the kernels of a backend; the results as rows of pixels."""
     weight = call.weight
@@ -120,7 +134,7 @@ def launch_of(call: Call) -> Launch:
     sizes = (*geometry[:8], *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation)
     numbers = (quantizer.bits, quantizer.zero_point, weight.bits, int(weight.doubled), out.zero_point if out else 0,
                out.bits if out else 8, beside.zero_point if beside else 0)  # fmt: skip
-    x_scale = quantizer.scale if call.x.dtype == torch.float32 else None
+    x_scale = quantizer.scale if call.x.is_floating_point() else None
     scales = (x_scale, beside.scale if beside else None, out.scale if out else None)
     return Launch(sizes, numbers, scales, call.relu, call.keep)
 
@@ -145,7 +159,7 @@ def _kernel(
 ) -> list[Tensor]:
     launch = Launch(tuple(sizes), tuple(numbers), (x_scale, residual_scale, out_scale), relu, keep)
     rows, columns = _rows_and_columns(launch.sizes)
-    results = _results(x, rows, columns, multiplier is not None, out_scale is not None, keep)
+    results = _results(x, rows, columns, multiplier, out_scale is not None, keep)
     tensors = (x, packed, sums, twice_zero, multiplier, bias, residual, *results)
     if backend in CUDA:
         lowbit_cuda.run(backend, tensors, launch.sizes, launch.numbers, launch.scales, relu, centred)
@@ -178,7 +192,7 @@ def _fake(
     centred: bool = False,
 ) -> list[Tensor]:
     rows, columns = _rows_and_columns(sizes)
-    results = _results(x, rows, columns, multiplier is not None, out_scale is not None, keep)
+    results = _results(x, rows, columns, multiplier, out_scale is not None, keep)
     return [t for t in results if t is not None]
 
 
@@ -188,12 +202,12 @@ def _rows_and_columns(sizes: Sequence[int]) -> tuple[int, int]:
 
 
 def _results(
-    x: Tensor, rows: int, columns: int, scaled: bool, coded: bool, keep: bool
+    x: Tensor, rows: int, columns: int, multiplier: Tensor | None, coded: bool, keep: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return memory for the sums, the floats and the codes, of those that are wanted."""
-    if not scaled:
+    if multiplier is None:
         return x.new_empty((rows, columns), dtype=torch.int64), None, None
-    y = x.new_empty((rows, columns), dtype=torch.float32) if keep or not coded else None
+    y = x.new_empty((rows, columns), dtype=multiplier.dtype) if keep or not coded else None
     return None, y, x.new_empty((rows, columns), dtype=torch.uint8) if coded else None
 
 
@@ -242,14 +256,14 @@ def methods_of(sizes: tuple[int, ...], scale_groups: int, w_bits: int, x_bits: i
 
 
 def run_reference(call: Call) -> list[Tensor]:
-    """Run a checked call in plain PyTorch: whole numbers in float64, which holds them exactly, then float32."""
+    """Run a checked call in plain PyTorch: whole numbers in float64, which holds them exactly, then the scale's dtype."""
     geometry, weight = call.geometry, call.weight
     codes = call.x
     rows, columns = geometry.batch * geometry.out_height * geometry.out_width, geometry.groups * geometry.outputs
     if rows == 0:
-        results = _results(codes, rows, columns, weight.scale is not None, call.out is not None, call.keep)
+        results = _results(codes, rows, columns, weight.scale, call.out is not None, call.keep)
         return [t for t in results if t is not None]
-    if codes.dtype == torch.float32:
+    if codes.is_floating_point():
         codes = _codes(codes, call.quantizer)
     elif codes.numel() and int(codes.max()) >> call.quantizer.bits:
         raise ValueError("x: has codes of more than x_bits bits")
@@ -261,15 +275,15 @@ def run_reference(call: Call) -> list[Tensor]:
     count = zeros.shape[0]
     part = geometry.inputs // count
     y = torch.zeros(())
+    multiplier = weight.multiplier(call.quantizer.scale)
     for group in range(count):
         inputs = slice(group * part, (group + 1) * part) if count > 1 else slice(None)
         found = F.conv2d(image[:, inputs], whole[:, inputs] - zeros[group][:, None, None, None], None, geometry.stride,
                          geometry.padding, geometry.dilation, geometry.groups)  # fmt: skip
         sums = found.permute(0, 2, 3, 1).reshape(-1, whole.shape[0]).to(torch.int64)
-        multiplier = weight.multiplier(call.quantizer.scale)
         if multiplier is None:
             return [sums]
-        scaled = sums.to(torch.float32) * multiplier[group]
+        scaled = sums.to(weight.dtype) * multiplier[group]
         y = y + scaled if group else scaled
     if call.bias is not None:
         y = y + call.bias
@@ -277,7 +291,7 @@ def run_reference(call: Call) -> list[Tensor]:
         beside = call.residual_quantizer
         floats = call.residual
         if beside is not None:
-            floats = (floats.to(torch.int32) - beside.zero_point).to(torch.float32) * beside.scale
+            floats = (floats.to(torch.int32) - beside.zero_point).to(weight.dtype) * beside.scale
         y = y + floats
     y = y.clamp(min=0) if call.relu else y
     if call.out is None:
@@ -286,12 +300,12 @@ def run_reference(call: Call) -> list[Tensor]:
 
 
 def _codes(x: Tensor, how: Quantizer) -> Tensor:
-    steps = torch.round(x / torch.tensor(how.scale, dtype=torch.float32, device=x.device)) + how.zero_point
+    steps = torch.round(x / torch.tensor(how.scale, dtype=x.dtype, device=x.device)) + how.zero_point
     return steps.nan_to_num(nan=0.0).clamp(0, 2**how.bits - 1).to(torch.uint8)
 
 
-def check_quantizer(how: Quantizer, name: str) -> Quantizer:
-    """Return a quantizer with its scale rounded to float32. Raises TypeError or ValueError, naming it."""
+def check_quantizer(how: Quantizer, name: str, dtype: torch.dtype) -> Quantizer:
+    """Return a quantizer with its scale rounded to `dtype`. Raises TypeError or ValueError, naming it."""
     if not isinstance(how, Quantizer):
         raise TypeError(f"{name} is a {type(how).__name__}: expected a Quantizer")
     check_bits(how.bits, f"{name}.bits")
@@ -302,7 +316,7 @@ def check_quantizer(how: Quantizer, name: str) -> Quantizer:
         raise ValueError(f"{name}.scale = {scale!r}: expected a finite number above 0")
     if isinstance(zero, bool) or not isinstance(zero, int) or not 0 <= zero < 2**how.bits:
         raise ValueError(f"{name}.zero_point = {zero!r}: expected an integer from 0 to {2**how.bits - 1}")
-    return Quantizer(rounded, how.bits, zero)
+    return Quantizer(rounded if dtype == torch.float32 else float(scale), how.bits, zero)
 
 
 def check_call(
@@ -320,7 +334,8 @@ def check_call(
     shape: tuple[int, ...],
 ) -> Call:
     """Check what convolution and product have in common. `rows` makes rows of pixels of a tensor shaped like a map."""
-    x_quantizer = check_quantizer(x_quantizer, "x_quantizer")
+    dtype = weight.dtype
+    x_quantizer = check_quantizer(x_quantizer, "x_quantizer", dtype)
     size = geometry.inputs * geometry.kernel[0] * geometry.kernel[1]
     most = (2**31 - 1) // ((2**x_quantizer.bits - 1) << (weight.bits - 1))
     if size > most:
@@ -334,28 +349,44 @@ def check_call(
         if given:
             raise ValueError(f"{given[0]} is given for a weight without a scale: expected none")
     if keep and out is None:
-        raise ValueError("keep_float = True without out_quantizer: the result is float32 already")
+        raise ValueError("keep_float = True without out_quantizer: the result is float already")
     outputs = geometry.groups * geometry.outputs
     if bias is not None:
-        _check_tensor(bias, "bias", (torch.float32,), (outputs,))
-        bias = bias.detach().contiguous()
+        _check_tensor(bias, "bias", _floats(dtype), (outputs,))
+        bias = bias.detach().to(dtype).contiguous()
     if residual_quantizer is not None:
-        residual_quantizer = check_quantizer(residual_quantizer, "residual_quantizer")
+        residual_quantizer = check_quantizer(residual_quantizer, "residual_quantizer", dtype)
         if residual is None:
             raise ValueError("residual_quantizer is given without a residual")
     if residual is not None:
-        dtype = torch.float32 if residual_quantizer is None else torch.uint8
-        _check_tensor(residual, "residual", (dtype,), shape)
+        _check_tensor(residual, "residual", _floats(dtype) if residual_quantizer is None else (torch.uint8,), shape)
         residual = rows(residual.detach()).contiguous()
-    out = None if out is None else check_quantizer(out, "out_quantizer")
-    return Call(rows(x.detach()), weight, geometry, x_quantizer, bias, residual, residual_quantizer, bool(relu), out,
+        residual = residual.to(dtype) if residual_quantizer is None else residual
+    out = None if out is None else check_quantizer(out, "out_quantizer", dtype)
+    pixels = rows(x.detach())
+    return Call(pixels.to(dtype) if pixels.is_floating_point() else pixels, weight, geometry, x_quantizer, bias, residual, residual_quantizer, bool(relu), out,
                 bool(keep))  # fmt: skip
 
 
+def check_input(x: object, weight: PackedWeight) -> None:
+    """Raise TypeError unless x is a tensor of codes, or of floats that the weight's dtype holds."""
+    _check_dtype(x, "x", (torch.uint8, *_floats(weight.dtype)))
+
+
+def _floats(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    return (torch.float32,) if dtype == torch.float32 else (torch.float32, torch.float64)
+
+
 def _check_tensor(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> None:
+    _check_dtype(tensor, name, dtypes)
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}: expected {list(shape)}")
+
+
+def _check_dtype(tensor: object, name: str, dtypes: tuple[torch.dtype, ...]) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}: expected a tensor")
     if tensor.dtype not in dtypes:
-        raise TypeError(f"{name} has dtype {tensor.dtype}: expected {' or '.join(map(str, dtypes))}")
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}: expected {list(shape)}")
+        *others, last = map(str, dtypes)
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise TypeError(f"{name} has dtype {tensor.dtype}: expected {expected}")

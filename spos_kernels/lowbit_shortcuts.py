@@ -123,7 +123,7 @@ def run_shortcut(
     sums, floats, codes = found.wanted
     results = (
         torch.empty(found.rows, dtype=torch.int64) if sums else None,
-        torch.empty(found.rows, dtype=torch.float32) if floats else None,
+        torch.empty(found.rows, dtype=weight.dtype) if floats else None,
         torch.empty(found.rows, dtype=torch.uint8) if codes else None,
     )
     packed, code_sums, twice_zero, multiplier = found.weight

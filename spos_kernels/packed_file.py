@@ -20,7 +20,9 @@ from torch import Tensor
 
 __all__ = ["PackedFileError"]
 
-FORMAT = "spos-packed-1"
+FORMAT = "spos-packed-2"
+# The first had float32 scales and biases and no stems; what it has is described alike.
+READ = ("spos-packed-1", FORMAT)
 _DIGEST_KEY = b'"sha256":"'
 _NO_DIGEST = b"0" * 64
 
@@ -65,8 +67,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], Any]:
         found = metadata.get("format")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise PackedFileError(f"packed network {path} has no description: not written by this library") from None
-    if found != FORMAT:
-        raise PackedFileError(f"packed network {path} has format {found!r}: expected {FORMAT!r}")
+    if found not in READ:
+        raise PackedFileError(f"packed network {path} has format {found!r}: expected {FORMAT!r} or an earlier one")
     try:
         return safetensors.torch.load(bytes(content)), json.loads(metadata["network"])
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:

@@ -1,12 +1,15 @@
 """Layers of packed integers: a convolution, and residual blocks whose convolutions hand each other codes.
 
     conv1:     codes of x       → codes of conv2's input                      (batch norm and ReLU in its epilogue)
-    shortcut:  x                → float32                                     (or x itself is the identity)
-    conv2:     codes, identity  → float32 x of the next block, and the codes of its conv1
+    shortcut:  x                → floats                                      (or x itself is the identity)
+    conv2:     codes, identity  → floats, x of the next block, and the codes of its conv1
 
 A PACT quantizer takes what is below 0 to code 0, so conv1 needs no ReLU of its own. Between the convolutions of a chain
-of blocks nothing is done in float32 but the sum with the identity; only the first block, and shortcuts, which have a
-quantizer of their own, quantize a map of float32, on the way into their products.
+of blocks nothing is done in floating point but the sum with the identity; only the first block, and shortcuts, which
+have a quantizer of their own, quantize a map of floats, on the way into their products.
+
+Floats are float32 or float64, as the layers' scales are. Few bits forget no difference: one code that rounding brings
+to the other side of a boundary changes others behind it, over much of its image. In float64 there is none in 10⁹.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ __all__ = ["PackedBlock", "PackedBlocks", "PackedConv2d"]
 class PackedConv2d(nn.Module):
     """A convolution of codes by packed codes, which `spos_kernels.lowbit_conv2d` runs. Inference only.
 
-    weight: (O, C / groups, kh, kw) with a scale and one zero point, from `pack_weight`. bias: float32 [O].
+    weight: (O, C / groups, kh, kw) with a scale and one zero point, from `pack_weight`. bias: floats [O], float32 or, as
+    the scale may be, float64: results have the scale's dtype.
     x_quantizer: of the input. layer: the name of the layer that it was made of.
 
     Raises TypeError or ValueError, naming the argument.
@@ -56,14 +60,17 @@ class PackedConv2d(nn.Module):
                 raise ValueError(f"{name} = {value!r}: expected an integer from {least}")
         if weight.shape[0] % groups:
             raise ValueError(f"groups = {groups}: expected a divisor of the weight's {weight.shape[0]} outputs")
-        if bias is not None and (bias.dtype != torch.float32 or tuple(bias.shape) != weight.shape[:1]):
-            raise ValueError(f"bias is {bias.dtype} {list(bias.shape)}: expected torch.float32 [{weight.shape[0]}]")
+        if bias is not None and (
+            bias.dtype not in (torch.float32, weight.dtype) or tuple(bias.shape) != weight.shape[:1]
+        ):
+            raise ValueError(f"bias is {bias.dtype} {list(bias.shape)}: expected {weight.dtype} [{weight.shape[0]}]")
         if bias is not None and not bool(torch.isfinite(bias).all()):
             raise ValueError("bias has a value that is not finite")
         if not isinstance(layer, str):
             raise TypeError(f"layer = {layer!r}: expected a name")
-        self.weight, self.bias, self.layer = weight, bias, layer
-        self.x_quantizer = check_quantizer(x_quantizer, "x_quantizer")
+        self.weight, self.layer = weight, layer
+        self.bias = None if bias is None else bias.to(weight.dtype)
+        self.x_quantizer = check_quantizer(x_quantizer, "x_quantizer", weight.dtype)
         self.stride, self.padding, self.groups = stride, padding, groups
 
     @property
@@ -75,6 +82,11 @@ class PackedConv2d(nn.Module):
     def a_bits(self) -> int:
         """Bits of the input."""
         return self.x_quantizer.bits
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the scales, and of results that are no codes."""
+        return self.weight.dtype
 
     @property
     def zero_point(self) -> float:
@@ -92,10 +104,10 @@ class PackedConv2d(nn.Module):
         return self.weight.shape[0]
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Return the codes of a float32 map, uint8 in its shape; codes as they are."""
+        """Return the codes of a map of floats, uint8 in its shape; codes as they are."""
         if x.dtype == torch.uint8:
             return x
-        scale = torch.tensor(self.x_quantizer.scale)
+        x, scale = x.to(self.dtype), torch.tensor(self.x_quantizer.scale, dtype=self.dtype)
         zero_point = self.x_quantizer.zero_point or None
         return quantize(x, self.a_bits, "lsq", scale, zero_point=zero_point)  # the same formula as x_quantizer's
 
@@ -108,7 +120,7 @@ class PackedConv2d(nn.Module):
         out_quantizer: Quantizer | None = None,
         keep_float: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Convolve codes, or float32, which is quantized on the way; the options are `lowbit_conv2d`'s."""
+        """Convolve codes, or floats, which are quantized on the way; the options are `lowbit_conv2d`'s."""
         return lowbit_conv2d(
             x,
             self.weight,
@@ -133,7 +145,8 @@ class PackedConv2d(nn.Module):
 class PackedBlock(nn.Module):
     """A residual block, relu(conv2(conv1(x)) + shortcut(x)), the batch normalisations in the convolutions' scales.
 
-    Without a `shortcut`, x itself is added. ValueError where the channels of the three do not fit each other.
+    Without a `shortcut`, x itself is added. ValueError where the channels or the dtypes of the three do not fit each
+    other.
     """
 
     def __init__(self, conv1: PackedConv2d, conv2: PackedConv2d, shortcut: PackedConv2d | None = None) -> None:
@@ -145,14 +158,17 @@ class PackedBlock(nn.Module):
         if added != beside:
             what = "the identity" if shortcut is None else "shortcut"
             raise ValueError(f"{what} maps {added[0]} channels to {added[1]}: expected {beside[0]} to {beside[1]}")
+        layers = [conv1, conv2] if shortcut is None else [conv1, conv2, shortcut]
+        if len({layer.dtype for layer in layers}) > 1:
+            raise ValueError(f"the layers have scales of {conv1.dtype} and others: expected the same dtype")
         self.conv1, self.conv2, self.shortcut = conv1, conv2, shortcut
 
     def forward(
         self, x: Tensor, codes: Tensor | None = None, out_quantizer: Quantizer | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the block's float32 result and, where `out_quantizer` is given, its codes.
+        """Return the block's result in floats and, where `out_quantizer` is given, its codes.
 
-        codes: those of x by conv1's quantizer, where the block before has made them.
+        x: of the layers' dtype. codes: those of x by conv1's quantizer, where the block before has made them.
         """
         inner = self.conv1(x if codes is None else codes, out_quantizer=self.conv2.x_quantizer)
         beside = x if self.shortcut is None else self.shortcut(x)
@@ -162,7 +178,11 @@ class PackedBlock(nn.Module):
 
 
 class PackedBlocks(nn.Module):
-    """Residual blocks one after another, each making the codes of the next. Float32 map in, float32 map out."""
+    """Residual blocks one after another, each making the codes of the next. Float32 map in, float32 map out.
+
+    Where the layers' scales are float64, so is the map between two blocks, and the one given may be, as
+    `StemConv2d` makes it.
+    """
 
     def __init__(self, blocks: Sequence[PackedBlock]) -> None:
         super().__init__()
@@ -174,11 +194,14 @@ class PackedBlocks(nn.Module):
                     f"blocks: one of {before.conv2.out_channels} output channels is before one of "
                     f"{block.conv1.in_channels} input channels"
                 )
+            if block.conv1.dtype != before.conv1.dtype:
+                raise ValueError(f"blocks: scales of {before.conv1.dtype} and others: expected the same dtype")
+        self.dtype = blocks[0].conv1.dtype
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         blocks = [block for block in self.blocks if isinstance(block, PackedBlock)]
-        codes: Tensor | None = None
+        x, codes = x.to(self.dtype), None
         for block, after in zip(blocks, [*blocks[1:], None], strict=True):
             x, codes = block(x, codes, None if after is None else after.conv1.x_quantizer)
-        return x
+        return x.float()

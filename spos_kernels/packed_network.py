@@ -1,8 +1,9 @@
 """Networks of packed integer layers: what runs a deployed network, and the one file that it is kept in.
 
 A network is a tree of modules. A file describes it in JSON, layer by layer, and holds its tensors: of a packed layer
-the dense stream of its codes, a scale and a bias for each output; of a float layer what torch's state dict has. Sums of
-codes are computed at loading, so that the file is as small as the bits promise.
+the dense stream of its codes, a scale and a bias for each output; of a stem the same with a float32 weight; of another
+float layer what torch's state dict has. Sums of codes are computed at loading, so that the file is as small as the bits
+promise.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from spos_kernels.lowbit_products import Quantizer
 from spos_kernels.packed_file import PackedFileError
 from spos_kernels.packed_layers import PackedBlock, PackedBlocks, PackedConv2d
 from spos_kernels.packing import check_bits, pack_weight, unpack
+from spos_kernels.stem_conv2d import StemConv2d
 
 __all__ = ["PackedNetwork", "load_packed"]
 
@@ -45,6 +47,7 @@ _FLOAT: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 _NAMES = {kind: name for name, (kind, _) in _FLOAT.items()}
 _WITH_BIAS = (nn.Conv2d, nn.Linear)
+_STEM = ("stride", "padding", "relu", "max_pool")
 Described = dict[str, Any]
 
 
@@ -139,6 +142,9 @@ def _describe(module: nn.Module, name: str, tensors: dict[str, Tensor]) -> Descr
     """Describe a module, and put its tensors among `tensors` under names that begin with its own."""
     if isinstance(module, PackedConv2d):
         return _describe_packed(module, name, tensors)
+    if isinstance(module, StemConv2d):
+        tensors |= {f"{name}.{key}": value.contiguous() for key, value in module.state_dict().items()}
+        return {"kind": "stem_conv2d", **{option: getattr(module, option) for option in _STEM}}
     if type(module) is nn.Sequential:
         layers = [_describe(layer, f"{name}.{i}", tensors) for i, layer in enumerate(module)]
         return {"kind": "sequential", "layers": layers}
@@ -151,7 +157,7 @@ def _describe(module: nn.Module, name: str, tensors: dict[str, Tensor]) -> Descr
     kind = _NAMES.get(type(module))
     if kind is None:
         raise ValueError(
-            f"{name} is a {type(module).__name__}, which a file cannot describe: expected packed layers, "
+            f"{name} is a {type(module).__name__}, which a file cannot describe: expected packed layers, StemConv2d, "
             f"torch.nn.Sequential and {', '.join(cls.__name__ for cls, _ in _FLOAT.values())}"
         )
     for key, value in module.state_dict().items():
@@ -189,6 +195,9 @@ def _build(described: Described, name: str, tensors: dict[str, Tensor]) -> nn.Mo
         return PackedBlocks(list(_build_blocks(described, name, tensors)))
     if kind == "packed_conv2d":
         return _build_packed(described, name, tensors)
+    if kind == "stem_conv2d":
+        parts = [tensors.pop(f"{name}.{key}") for key in ("weight", "scale", "bias")]
+        return StemConv2d(*parts, **{option: described[option] for option in _STEM})
     if kind not in _FLOAT:
         raise ValueError(f"{name} is a {kind!r}: expected packed layers and {', '.join(_FLOAT)}")
     cls, names = _FLOAT[kind]
@@ -223,8 +232,8 @@ def _build_packed(described: Described, name: str, tensors: dict[str, Tensor]) -
         raise ValueError(f"{name}.packed has shape {list(packed.shape)}: expected a row for each of {outputs} outputs")
     codes = unpack(packed, bits, inputs * height * width).view(outputs, height, width, inputs).permute(0, 3, 1, 2)
     scale = tensors.pop(f"{name}.scale")
-    if scale.dtype != torch.float32 or tuple(scale.shape) != (outputs,):
-        raise ValueError(f"{name}.scale is {scale.dtype} {list(scale.shape)}: expected torch.float32 [{outputs}]")
+    if scale.dtype not in (torch.float32, torch.float64) or tuple(scale.shape) != (outputs,):
+        raise ValueError(f"{name}.scale is {scale.dtype} {list(scale.shape)}: expected torch.float64 [{outputs}]")
     weight = pack_weight(codes, bits, scale=scale, zero_point=described["zero_point"])
     if not torch.equal(weight.packed, packed):
         raise ValueError(f"{name}.packed has bits set behind the codes of a row")

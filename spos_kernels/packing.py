@@ -27,7 +27,8 @@ class PackedWeight:
     packed: uint8 [N, bytes], of each output its codes in the order (kernel row, kernel column, input).
     bits: 1 to 8. shape: (N, K) of a linear layer, (N, I, kh, kw) of a convolution, I the inputs of one of its groups.
     sums, twice_zero: int32 [G, N], of each group of scales the sum of its codes, and twice the zero.
-    scale: float32 [G, N], or None for codes without a scale.
+    scale: float32 or float64 [G, N], or None for codes without a scale. What products by the weight make of their sums
+        is computed in its dtype.
 
     The tensors must not be changed. Raises TypeError or ValueError where their shapes do not agree with each other.
     """
@@ -48,18 +49,23 @@ class PackedWeight:
         if len(self.shape) not in (2, 4) or any(type(n) is not int or n < 1 for n in self.shape):
             raise ValueError(f"shape = {self.shape}: expected two or four positive sizes")
         size = math.prod(self.shape[1:])
-        _check_part("packed", self.packed, torch.uint8, (self.shape[0], -(-size * self.bits // 8)))
+        _check_part("packed", self.packed, (torch.uint8,), (self.shape[0], -(-size * self.bits // 8)))
         groups = self.sums.shape[0] if isinstance(self.sums, Tensor) and self.sums.ndim == 2 else 1
         if groups < 1 or (groups > 1 and (len(self.shape) != 2 or size % (8 * groups))):
             raise ValueError(
                 f"sums has {groups} groups of inputs: expected 1, or for (N, K) multiples of 8 of K = {size}"
             )
-        for name, part, dtype in (("sums", self.sums, torch.int32), ("twice_zero", self.twice_zero, torch.int32),
-                                  ("scale", self.scale, torch.float32)):  # fmt: skip
-            if part is not None or name != "scale":
-                _check_part(name, part, dtype, (groups, self.shape[0]))
+        for name, part in (("sums", self.sums), ("twice_zero", self.twice_zero)):
+            _check_part(name, part, (torch.int32,), (groups, self.shape[0]))
+        if self.scale is not None:
+            _check_part("scale", self.scale, (torch.float32, torch.float64), (groups, self.shape[0]))
         object.__setattr__(self, "doubled", bool((self.twice_zero & 1).any()))
         object.__setattr__(self, "centred", bool((self.twice_zero == 1 << self.bits).all()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that results are computed in: the scale's, float32 where there is none."""
+        return torch.float32 if self.scale is None else self.scale.dtype
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeight, (self.packed, self.bits, self.shape, self.sums, self.twice_zero, self.scale)
@@ -138,7 +144,7 @@ def pack_weight(
     """Pack a layer's weight for `lowbit_matmul` or `lowbit_conv2d`.
 
     codes: uint8 [N, K] or [N, I, kh, kw], below 2^bits.
-    scale: float32 [N], or [N, G] for a scale of each K / G inputs of a linear layer (a multiple of 8 of them); None for
+    scale: float32 or float64 [N], or [N, G] for a scale of each K / G inputs of a linear layer (a multiple of 8 of them); None for
         codes without a scale, whose results are integers.
     zero_point: the code of 0, an integer or an odd multiple of ½ from 0 to 2^bits; a number, or a tensor shaped like
         `scale`; None for 2^(bits − 1), which makes signed numbers of the codes. DoReFa's weights (2c − n) / n, with
@@ -171,7 +177,7 @@ def pack_weight(
     shaped = twice.view(outputs, -1).T if twice.ndim else twice
     twice_zero = shaped.to(torch.int32).expand(groups, outputs).contiguous()
     sums = rows.view(outputs, groups, -1).sum(-1, dtype=torch.int32).T.contiguous()
-    own = None if scale is None else scale.detach().float().view(outputs, groups).T.contiguous()
+    own = None if scale is None else _real(scale.detach()).view(outputs, groups).T.contiguous()
     return PackedWeight(packed, bits, tuple(codes.shape), sums, twice_zero, own)
 
 
@@ -209,9 +215,9 @@ def check_weight(weight: PackedWeight, ndim: int) -> None:
         raise ValueError(f"weight has shape {list(weight.shape)}: expected {ndim} dimensions")
 
 
-def _check_part(name: str, tensor: object, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
-        raise TypeError(f"{name} is {_kind(tensor)}: expected a {dtype} tensor")
+def _check_part(name: str, tensor: object, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype not in dtypes:
+        raise TypeError(f"{name} is {_kind(tensor)}: expected a {' or '.join(map(str, dtypes))} tensor")
     if tuple(tensor.shape) != shape or not tensor.is_contiguous():
         raise ValueError(f"{name} has shape {list(tensor.shape)}: expected {list(shape)}, contiguous")
 
@@ -225,9 +231,13 @@ def _scale_groups(scale: Tensor | None, name: str, outputs: int) -> int:
         raise ValueError(f"{name} has shape {list(scale.shape)}: expected [{outputs}] or [{outputs}, G]")
     if scale.is_complex():
         raise TypeError(f"{name} has dtype {scale.dtype}: expected real numbers")
-    if not bool(torch.isfinite(scale.float()).all()):
+    if not bool(torch.isfinite(_real(scale)).all()):
         raise ValueError(f"{name} has a value that is not finite")
     return 1 if scale.ndim == 1 else scale.shape[1]
+
+
+def _real(scale: Tensor) -> Tensor:
+    return scale if scale.dtype == torch.float64 else scale.float()
 
 
 def _check_codes(codes: Tensor, bits: int) -> Tensor:

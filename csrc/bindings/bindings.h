@@ -14,5 +14,6 @@ void bind_im2row(pybind11::module_& module);
 void bind_lowbit(pybind11::module_& module);
 void bind_sgd(pybind11::module_& module);
 void bind_sliced_conv2d(pybind11::module_& module);
+void bind_stem_conv2d(pybind11::module_& module);
 
 }  // namespace spos

@@ -2,6 +2,7 @@
 // within their bits; which values make sense is the Python face's business.
 #include <algorithm>
 #include <climits>
+#include <type_traits>
 #include <utility>
 
 #include "bindings/bindings.h"
@@ -99,8 +100,13 @@ int64_t product(std::initializer_list<int64_t> sizes) {
 }
 
 template <typename T>
+T* dense(Dtype dtype, py::handle object, const char* name, std::initializer_list<int64_t> shape) {
+    return read_dense(dtype, object, name, shape).as<T>();
+}
+
+template <typename T>
 T* optional(Dtype dtype, py::handle object, const char* name, std::initializer_list<int64_t> shape) {
-    return object.is_none() ? nullptr : read_dense(dtype, object, name, shape).as<T>();
+    return object.is_none() ? nullptr : dense<T>(dtype, object, name, shape);
 }
 
 // Of at least one number. Without a branch, for it runs before every product.
@@ -113,18 +119,20 @@ std::pair<int32_t, int32_t> smallest_and_largest(const int32_t* numbers, int64_t
 
 constexpr int64_t most_size = int64_t{1} << 31;
 
-// x: [pixels, channels], adjacent channels, uint8 codes or float32. sizes: batch, in and out height and width, groups,
-// inputs and outputs of a group, kernel, stride, padding, dilation (pairs). packed [outputs, bytes]; sums, twice_zero
-// and multiplier [scale_groups, outputs]; outputs [pixels, outputs]. numbers: x_bits, x_zero, w_bits, shift, out_zero,
-// out_bits, residual_zero. scales: of x, of the residual, of the output.
-void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::handle twice_zero,
-            py::handle multiplier, py::handle bias, py::handle residual, py::handle y_sums, py::handle y,
-            py::handle y_codes, const py::tuple& sizes, const py::tuple& numbers, const py::tuple& scales, bool relu,
-            int64_t method, Isa isa, int64_t threads) {
+// x: [pixels, channels], adjacent channels, uint8 codes or Real, which is what the multiplier has, or float. sizes:
+// batch, in and out height and width, groups, inputs and outputs of a group, kernel, stride, padding, dilation (pairs).
+// packed [outputs, bytes]; sums, twice_zero and multiplier [scale_groups, outputs]; outputs [pixels, outputs]. numbers:
+// x_bits, x_zero, w_bits, shift, out_zero, out_bits, residual_zero. scales: of x, of the residual, of the output.
+template <typename Real>
+void conv2d_in(py::handle x_object, py::handle packed_object, py::handle sums, py::handle twice_zero,
+               py::handle multiplier, py::handle bias, py::handle residual, py::handle y_sums, py::handle y,
+               py::handle y_codes, const py::tuple& sizes, const py::tuple& numbers, const py::tuple& scales, bool relu,
+               int64_t method, Isa isa, int64_t threads) {
     require_isa(isa, Dtype::float32);
     if (sizes.size() != 16 || numbers.size() != 7 || scales.size() != 3)
         throw py::value_error("sizes, numbers, scales: expected 16, 7 and 3");
-    LowbitConv2d call{};
+    constexpr Dtype real = std::is_same_v<Real, float> ? Dtype::float32 : Dtype::float64;
+    LowbitConv2d<Real> call{};
     const auto size = [&](size_t at) { return py::cast<int64_t>(sizes[at]); };
     const auto number = [&](size_t at) { return py::cast<int>(numbers[at]); };
     call.batch = size(0), call.in_height = size(1), call.in_width = size(2);
@@ -170,41 +178,39 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
     if (call.method == LowbitMethod::row && !plain) throw py::value_error("method: row is for matrix products");
 
     const bool floats = !scales[0].is_none();
-    const Tensor x = read_tensor_of({floats ? Dtype::float32 : Dtype::uint8}, x_object, "x");
+    const Tensor x = read_tensor_of({floats ? real : Dtype::uint8}, x_object, "x");
     check_shape(x, "x", {in_pixels, channels});
     if (channels > 1 && x.strides[1] != 1) throw py::value_error("x: expected adjacent channels");
     call.x_stride = in_pixels > 1 ? x.strides[0] : channels;
     if (floats)
-        call.floats = x.as<const float>(), call.x_scale = py::cast<float>(scales[0]);
+        call.floats = x.as<const Real>(), call.x_scale = py::cast<Real>(scales[0]);
     else
         call.codes = x.as<const uint8_t>();
-    call.weight =
-        read_dense(Dtype::uint8, packed_object, "packed", {outputs, packed_bytes(k, call.w_bits)}).as<const uint8_t>();
+    call.weight = dense<const uint8_t>(Dtype::uint8, packed_object, "packed", {outputs, packed_bytes(k, call.w_bits)});
     const Tensor all_sums = read_tensor_of({Dtype::int32}, sums, "sums");
     call.scale_groups = all_sums.ndim == 2 ? all_sums.shape[0] : 0;
     if (call.scale_groups < 1 || (call.scale_groups > 1 && (!plain || k % (8 * call.scale_groups))))
         throw py::value_error("sums: expected one row, or rows for whole multiples of 8 of a matrix product's k");
     if (call.scale_groups > 1 && (multiplier.is_none() || call.method == LowbitMethod::bits))
         throw py::value_error("multiplier, method: not with more than one group of scales");
-    call.sums = read_dense(Dtype::int32, sums, "sums", {call.scale_groups, outputs}).as<const int32_t>();
-    call.twice_zero =
-        read_dense(Dtype::int32, twice_zero, "twice_zero", {call.scale_groups, outputs}).as<const int32_t>();
+    call.sums = dense<const int32_t>(Dtype::int32, sums, "sums", {call.scale_groups, outputs});
+    call.twice_zero = dense<const int32_t>(Dtype::int32, twice_zero, "twice_zero", {call.scale_groups, outputs});
     const auto [least, most] = smallest_and_largest(call.twice_zero, call.scale_groups * outputs);
     if (least < 0 || most > 2 << call.w_bits)
         throw py::value_error("twice_zero: expected integers from 0 to 2^(w_bits + 1)");
-    call.multiplier = optional<const float>(Dtype::float32, multiplier, "multiplier", {call.scale_groups, outputs});
-    LowbitFinish& finish = call.finish;
+    call.multiplier = optional<const Real>(real, multiplier, "multiplier", {call.scale_groups, outputs});
+    LowbitFinish<Real>& finish = call.finish;
     finish.shift = number(3), finish.relu = relu;
-    finish.bias = optional<const float>(Dtype::float32, bias, "bias", {outputs});
+    finish.bias = optional<const Real>(real, bias, "bias", {outputs});
     if (scales[1].is_none()) {
-        finish.residual = optional<const float>(Dtype::float32, residual, "residual", {pixels, outputs});
+        finish.residual = optional<const Real>(real, residual, "residual", {pixels, outputs});
     } else {
         finish.residual_codes = optional<const uint8_t>(Dtype::uint8, residual, "residual", {pixels, outputs});
-        finish.residual_scale = py::cast<float>(scales[1]), finish.residual_zero = number(6);
+        finish.residual_scale = py::cast<Real>(scales[1]), finish.residual_zero = number(6);
         check_range("residual_zero", finish.residual_zero, 0, 255);
     }
     finish.sums = optional<int64_t>(Dtype::int64, y_sums, "y_sums", {pixels, outputs});
-    finish.y = optional<float>(Dtype::float32, y, "y", {pixels, outputs});
+    finish.y = optional<Real>(real, y, "y", {pixels, outputs});
     finish.codes = optional<uint8_t>(Dtype::uint8, y_codes, "y_codes", {pixels, outputs});
     const bool summed = !y_sums.is_none(), finished = !y.is_none() || !y_codes.is_none();
     if (multiplier.is_none() ? !summed || finished : summed || !finished)
@@ -212,7 +218,7 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
             "y_sums, y, y_codes: expected y_sums without a multiplier, y or y_codes or both with one");
     if (finish.codes) {
         if (scales[2].is_none()) throw py::value_error("scales: needed for y_codes");
-        finish.out_scale = py::cast<float>(scales[2]);
+        finish.out_scale = py::cast<Real>(scales[2]);
         finish.out_zero = number(4), finish.out_most = (1 << number(5)) - 1;
         check_range("out_zero", finish.out_zero, 0, finish.out_most);
     }
@@ -226,6 +232,18 @@ void conv2d(py::handle x_object, py::handle packed_object, py::handle sums, py::
         if (fit) lowbit_conv2d(isa, call, workspace.get(), team);
     }
     if (!fit) throw py::value_error("x: has codes of more than x_bits bits");
+}
+
+void conv2d(py::handle x, py::handle packed, py::handle sums, py::handle twice_zero, py::handle multiplier,
+            py::handle bias, py::handle residual, py::handle y_sums, py::handle y, py::handle y_codes,
+            const py::tuple& sizes, const py::tuple& numbers, const py::tuple& scales, bool relu, int64_t method,
+            Isa isa, int64_t threads) {
+    const bool in_double =
+        !multiplier.is_none() &&
+        read_tensor_of({Dtype::float32, Dtype::float64}, multiplier, "multiplier").dtype == Dtype::float64;
+    const auto run = in_double ? conv2d_in<double> : conv2d_in<float>;
+    run(x, packed, sums, twice_zero, multiplier, bias, residual, y_sums, y, y_codes, sizes, numbers, scales, relu,
+        method, isa, threads);
 }
 
 }  // namespace

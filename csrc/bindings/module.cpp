@@ -24,4 +24,5 @@ PYBIND11_MODULE(_C, module) {
     spos::bind_lowbit(module);
     spos::bind_sgd(module);
     spos::bind_sliced_conv2d(module);
+    spos::bind_stem_conv2d(module);
 }

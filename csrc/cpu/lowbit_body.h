@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/isa.h"
 
@@ -56,29 +57,40 @@ struct RowProduct {
     int32_t* to;          // [n]
 };
 
+// float32 numbers by which codes are guessed from S alone: t = float(S) * scale[n] + bias[n] is within margin[n] of
+// y / out_scale wherever that is less than a step outside of the codes' range, so that t gives the code unless it is as
+// near as that to a tie.
+struct LowbitGuess {
+    const float* scale;
+    const float* bias;
+    const float* margin;
+};
+
 // What becomes of sums of products: S = (acc << shift) + row_sum * row_factor[n] + offset[n], exactly, and of that
-//     y = float(S) * multiplier[n] + bias[n] + residual, then max(., 0) if relu,
+//     y = Real(S) * multiplier[n] + bias[n] + residual, then max(., 0) if relu,
 //     code = clamp(round(y / out_scale) + out_zero, 0, out_most), half to even, NaN to 0,
-// each float operation rounded by itself, so that every instruction set agrees to the bit. Vectors by columns; null:
-// not there, or not wanted.
+// each operation rounded by itself to Real, float or double, so that every instruction set agrees to the bit. Vectors
+// by columns; null: not there, or not wanted.
+template <typename Real>
 struct LowbitFinish {
     int shift;
     bool wide;  // S may exceed 32 bits
     const int32_t* row_factor;
     const int64_t* offset;
     const int32_t* low_offset;  // the lower half of offset
-    const float* multiplier;
-    const float* bias;
+    const Real* multiplier;
+    const Real* bias;
     bool relu;
-    const float* residual;
+    const Real* residual;
     const uint8_t* residual_codes;  // instead: residual_scale * (code - residual_zero)
-    float residual_scale;
+    Real residual_scale;
     int residual_zero;
     int64_t* sums;  // S itself
-    float* y;
+    Real* y;
     uint8_t* codes;
-    float out_scale;
+    Real out_scale;
     int out_zero, out_most;
+    LowbitGuess guess;  // null: codes are made by the definition alone
 };
 
 // Rows of accumulators for columns first .. first + count - 1, and where a row lies in the outputs.
@@ -88,6 +100,18 @@ struct FinishRows {
     int64_t acc_m;
     const int32_t* row_sums;
     int64_t at, stride;  // of the first row's column 0 in sums, y, codes and residuals; rows stride apart
+};
+
+// What is done in floating point.
+template <typename Real>
+struct LowbitFloatBody {
+    // code = clamp(round(x / scale) + zero, 0, most), as above.
+    void (*quantize)(const Real* x, int64_t count, Real scale, int zero, int most, uint8_t* to);
+    void (*finish)(const LowbitFinish<Real>&, const FinishRows&);
+    // The same for weights with scales of groups of k: line[row][c] (+)= Real(S) * multiplier[c], of which
+    // finish_lines makes y.
+    void (*add_scaled)(const LowbitFinish<Real>&, const FinishRows&, Real* lines, bool start);
+    void (*finish_lines)(const LowbitFinish<Real>&, const FinishRows&, Real* lines);
 };
 
 struct LowbitBody {
@@ -108,16 +132,20 @@ struct LowbitBody {
     // Bit plane p of `count` codes to to[p * words ..], zeros at the end.
     void (*planes)(const uint8_t* codes, int64_t count, int bits, int64_t words, uint64_t* to);
     int32_t (*sum)(const uint8_t* codes, int64_t count);
-    void (*quantize)(const float* x, int64_t count, float scale, int zero, int most, uint8_t* to);
     // Pieces of `bytes`, from_step apart, to places to_step apart.
     void (*copy)(uint8_t* to, int64_t to_step, const uint8_t* from, int64_t from_step, int64_t pieces, int64_t bytes);
     // acc[c] += (a[c] - zero) * w[c]
     void (*depthwise)(const uint8_t* a, int zero, const int32_t* w, int64_t channels, int32_t* acc);
-    void (*finish)(const LowbitFinish&, const FinishRows&);
-    // The same for weights with scales of groups of k: line[row][c] (+)= float(S) * multiplier[c], of which
-    // finish_lines makes y.
-    void (*add_scaled)(const LowbitFinish&, const FinishRows&, float* lines, bool start);
-    void (*finish_lines)(const LowbitFinish&, const FinishRows&, float* lines);
+    LowbitFloatBody<float> in_float;
+    LowbitFloatBody<double> in_double;
+
+    template <typename Real>
+    const LowbitFloatBody<Real>& in() const {
+        if constexpr (std::is_same_v<Real, float>)
+            return in_float;
+        else
+            return in_double;
+    }
 };
 
 LowbitBody lowbit_body_avx512vnni();

@@ -13,17 +13,20 @@
 
 #include "core/arena.h"
 #include "core/parallel.h"
+#include "cpu/lowbit_guess.h"
 #include "cpu/lowbit_windows.h"
 
 namespace spos {
 namespace {
 
+template <typename Real>
 class Convolution {
   public:
-    Convolution(Isa isa, const LowbitConv2d& call, void* workspace, int threads)
+    Convolution(Isa isa, const LowbitConv2d<Real>& call, void* workspace, int threads)
         : call_(call),
           windows_(call),
           body_(lowbit_body(isa)),
+          floats_(body_.in<Real>()),
           arena_(workspace),
           counting_(!workspace),
           threads_(threads) {}
@@ -33,7 +36,10 @@ class Convolution {
         row_factor_ = arena_.take<int32_t>(outputs);
         offset_ = arena_.take<int64_t>(outputs);
         low_offset_ = arena_.take<int32_t>(outputs);
+        float* const guess = arena_.take<float>(guesses() ? 3 * outputs : 0);
         if (!counting_) prepare_finish();
+        if (!counting_ && guesses() && !wide_)
+            guess_ = make_lowbit_guess(call_.finish, call_.multiplier, outputs, guess);
         quantize();
         // The depthwise loop sums whole results in 32 bits.
         const int64_t largest = ((int64_t{1} << call_.x_bits) - 1) * (int64_t{multiple()} << call_.w_bits);
@@ -85,14 +91,21 @@ class Convolution {
         }
     }
 
-    LowbitFinish finish_of(int64_t scale_group) const {
-        LowbitFinish finish = call_.finish;
+    // Are codes all that is wanted?
+    bool guesses() const {
+        const LowbitFinish<Real>& finish = call_.finish;
+        return call_.scale_groups == 1 && finish.codes && !finish.y && !finish.residual && !finish.residual_codes;
+    }
+
+    LowbitFinish<Real> finish_of(int64_t scale_group) const {
+        LowbitFinish<Real> finish = call_.finish;
         const int64_t at = scale_group * call_.groups * call_.outputs;
         finish.row_factor = any_factor_ ? row_factor_ + at : nullptr;
         finish.offset = offset_ + at;
         finish.low_offset = low_offset_ + at;
         finish.multiplier = call_.multiplier ? call_.multiplier + at : nullptr;
         finish.wide = wide_;
+        finish.guess = guess_;
         return finish;
     }
 
@@ -105,8 +118,8 @@ class Convolution {
         if (counting_) return;
         parallel_for(chunks(pixels), threads_, [&](int64_t begin, int64_t end) {
             for (int64_t pixel = begin * chunk; pixel < std::min(end * chunk, pixels); ++pixel)
-                body_.quantize(call_.floats + pixel * call_.x_stride, channels, call_.x_scale, call_.x_zero,
-                               (1 << call_.x_bits) - 1, to + pixel * channels);
+                floats_.quantize(call_.floats + pixel * call_.x_stride, channels, call_.x_scale, call_.x_zero,
+                                 (1 << call_.x_bits) - 1, to + pixel * channels);
         });
     }
 
@@ -123,7 +136,7 @@ class Convolution {
             for (int64_t tap = 0; tap < taps; ++tap) weight[tap * channels + c] = multiple() * row[tap] - zero_of(c);
             offset_[c] = low_offset_[c] = 0;  // the zeros are taken off at once
         }
-        LowbitFinish finish = finish_of(0);
+        LowbitFinish<Real> finish = finish_of(0);
         finish.row_factor = nullptr, finish.shift = 0, finish.wide = false;
         parallel_for(call_.batch * call_.out_height, threads_, [&](int64_t begin, int64_t end, int slot) {
             int32_t* const acc = lines + slot * channels;
@@ -133,7 +146,7 @@ class Convolution {
                     if (from >= 0)
                         body_.depthwise(codes_ + from * stride_, call_.x_zero, weight + tap * channels, channels, acc);
                 });
-                body_.finish(finish, {1, 0, channels, acc, channels, nullptr, pixel * channels, channels});
+                floats_.finish(finish, {1, 0, channels, acc, channels, nullptr, pixel * channels, channels});
             }
         });
     }
@@ -146,7 +159,7 @@ class Convolution {
         int8_t* const centred = arena_.take<int8_t>(rows * call_.scale_groups * spread);
         int32_t* const row_sums = arena_.take<int32_t>(rows * call_.scale_groups);
         int32_t* const acc = arena_.take<int32_t>(outputs);
-        float* const lines = arena_.take<float>(call_.scale_groups > 1 ? outputs : 0);
+        Real* const lines = arena_.take<Real>(call_.scale_groups > 1 ? outputs : 0);
         if (counting_) return;
         for (int64_t row = 0; row < rows; ++row) {
             const uint8_t* const codes = codes_ + row * stride_;
@@ -180,11 +193,11 @@ class Convolution {
         }
     }
 
-    void finish_group(int64_t group, const FinishRows& done, float* lines) const {
-        const LowbitFinish finish = finish_of(group);
-        if (call_.scale_groups == 1) return body_.finish(finish, done);
-        body_.add_scaled(finish, done, lines, group == 0);
-        if (group + 1 == call_.scale_groups) body_.finish_lines(finish, done, lines);
+    void finish_group(int64_t group, const FinishRows& done, Real* lines) const {
+        const LowbitFinish<Real> finish = finish_of(group);
+        if (call_.scale_groups == 1) return floats_.finish(finish, done);
+        floats_.add_scaled(finish, done, lines, group == 0);
+        if (group + 1 == call_.scale_groups) floats_.finish_lines(finish, done, lines);
     }
 
     void products() {
@@ -219,7 +232,7 @@ class Convolution {
         uint8_t* const scratches = arena_.take<uint8_t>(threads_ * scratch);
         uint8_t* const gathered = arena_.take<uint8_t>(in_place ? 0 : threads_ * most * row_);
         int32_t* const accs = arena_.take<int32_t>(threads_ * most * width);
-        float* const lines = arena_.take<float>(call_.scale_groups > 1 ? threads_ * most * width : 0);
+        Real* const lines = arena_.take<Real>(call_.scale_groups > 1 ? threads_ * most * width : 0);
         int32_t* const row_sums = arena_.take<int32_t>(threads_ * sums);
         if (counting_) return;
 
@@ -305,7 +318,7 @@ class Convolution {
     }
 
     void multiply(int64_t group, int64_t panel, int64_t first, int64_t last, const uint8_t* a, int64_t a_m,
-                  const uint8_t* panels, int64_t column, const int32_t* row_sums, int32_t* acc, float* lines) const {
+                  const uint8_t* panels, int64_t column, const int32_t* row_sums, int32_t* acc, Real* lines) const {
         const int64_t vector = first_vector(panel), n0 = vector * lanes_, rows = last - first;
         const int vectors = static_cast<int>(first_vector(panel + 1) - vector);
         const int64_t width = vectors * lanes_, part = call_.k() / call_.scale_groups;
@@ -330,15 +343,17 @@ class Convolution {
     static constexpr int64_t chunk = 64;  // pixels
     static int64_t chunks(int64_t pixels) { return (pixels + chunk - 1) / chunk; }
 
-    const LowbitConv2d& call_;
+    const LowbitConv2d<Real>& call_;
     LowbitWindows windows_;
     LowbitBody body_;
+    LowbitFloatBody<Real> floats_;
     Arena arena_;
     bool counting_;
     int threads_;
     int32_t* row_factor_ = nullptr;
     int64_t* offset_ = nullptr;
     int32_t* low_offset_ = nullptr;
+    LowbitGuess guess_{};
     bool any_factor_ = false, wide_ = false;
     const uint8_t* codes_ = nullptr;
     int64_t stride_ = 0;
@@ -347,12 +362,19 @@ class Convolution {
 
 }  // namespace
 
-size_t lowbit_conv2d_workspace(Isa isa, const LowbitConv2d& call, int threads) {
-    return Convolution(isa, call, nullptr, threads).run();
+template <typename Real>
+size_t lowbit_conv2d_workspace(Isa isa, const LowbitConv2d<Real>& call, int threads) {
+    return Convolution<Real>(isa, call, nullptr, threads).run();
 }
 
-void lowbit_conv2d(Isa isa, const LowbitConv2d& call, void* workspace, int threads) {
-    Convolution(isa, call, workspace, threads).run();
+template <typename Real>
+void lowbit_conv2d(Isa isa, const LowbitConv2d<Real>& call, void* workspace, int threads) {
+    Convolution<Real>(isa, call, workspace, threads).run();
 }
+
+template size_t lowbit_conv2d_workspace(Isa, const LowbitConv2d<float>&, int);
+template size_t lowbit_conv2d_workspace(Isa, const LowbitConv2d<double>&, int);
+template void lowbit_conv2d(Isa, const LowbitConv2d<float>&, void*, int);
+template void lowbit_conv2d(Isa, const LowbitConv2d<double>&, void*, int);
 
 }  // namespace spos

@@ -11,7 +11,7 @@ namespace spos {
 
 class LowbitWindows {
   public:
-    explicit LowbitWindows(const LowbitConv2d& call) : call_(call) {}
+    explicit LowbitWindows(const LowbitSums& call) : call_(call) {}
 
     // Calls visit(tap, pixel of x, or -1 outside of the map) for an output pixel.
     template <typename Visit>
@@ -126,7 +126,7 @@ class LowbitWindows {
         return {first, std::max(first, std::min(columns.end, to.end))};
     }
 
-    const LowbitConv2d& call_;
+    const LowbitSums& call_;
 };
 
 }  // namespace spos

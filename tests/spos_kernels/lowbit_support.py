@@ -43,9 +43,10 @@ def same(found: Result, expected: Result) -> bool:
 
 
 class Draws:
-    """Random calls from a seed."""
+    """Random calls from a seed, with scales, biases, residuals and floats to quantize of a dtype."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         self.any = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -56,17 +57,24 @@ class Draws:
 
     def weight(self, bits: int, scaled: bool, *shape: int, groups: int = 1) -> sk.PackedWeight:
         zero = self.any.choice([None, (2**bits - 1) / 2, 0.0, float(2**bits), float(self.any.randrange(2**bits))])
-        scale = torch.rand(shape[0], groups, generator=self.generator) + 0.1 if scaled else None
+        scale = (torch.rand(shape[0], groups, generator=self.generator) + 0.1).to(self.dtype) if scaled else None
+        if scale is not None and self.dtype == torch.float64:
+            scale *= 1 / 3  # digits that float32 has not
         return sk.pack_weight(self.codes(bits, *shape), bits, scale=scale, zero_point=zero)
+
+    def floats(self, *shape: int) -> Tensor:
+        """Draw from a normal distribution; of float64 the float32 numbers that are taken for it, now and then."""
+        values = torch.randn(shape, generator=self.generator)
+        return values if self.dtype == torch.float32 or self.any.random() < 0.2 else values.double() / 3
 
     def options(self, outputs: int, shape: tuple[int, ...]) -> dict[str, Any]:
         """Draw an epilogue for a result of `shape`."""
         options: dict[str, Any] = {"relu": self.any.random() < 0.5}
         if self.any.random() < 0.5:
-            options["bias"] = torch.randn(outputs, generator=self.generator) * 10
+            options["bias"] = self.floats(outputs) * 10
         kind = self.any.random()
         if kind < 0.3:
-            options["residual"] = torch.randn(shape, generator=self.generator) * 20
+            options["residual"] = self.floats(*shape) * 20
         elif kind < 0.5:
             options["residual"] = self.codes(4, *shape)
             options["residual_quantizer"] = sk.Quantizer(0.9, 4, 3)
@@ -100,7 +108,7 @@ class Draws:
         if self.any.random() < 0.5:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.any.random() < 0.3:
-            x = x.float() * 0.41 - 1
+            x = (x.float() * 0.41 - 1).to(self.dtype if scaled else torch.float32)
         options = {
             "x_quantizer": quantizer,
             "stride": stride,

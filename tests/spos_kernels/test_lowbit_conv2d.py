@@ -25,8 +25,11 @@ def _fresh_plans() -> Any:
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("seed", range(4))
-def test_random_calls_equal_the_reference(isa: _C.Isa, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = Draws(seed)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_random_calls_equal_the_reference(
+    isa: _C.Isa, seed: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = Draws(seed, dtype)
     calls = [call for call in (draws.conv2d() for _ in range(40)) if call is not None]
     assert len(calls) > 20
     for x, weight, options in calls:

@@ -22,8 +22,11 @@ def _fresh_plans() -> Any:
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("seed", range(4))
-def test_random_calls_equal_the_reference(isa: _C.Isa, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = Draws(100 + seed)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_random_calls_equal_the_reference(
+    isa: _C.Isa, seed: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = Draws(100 + seed, dtype)
     for _ in range(40):
         x, weight, options = draws.matmul()
         methods = ("dots", "row") if weight.sums.shape[0] > 1 else ("dots", "row", "bits")
