@@ -1,6 +1,6 @@
 """Low-bit convolutions of ResNet-18 and linear layers, against onnxruntime's integers and torch.
 
-A convolution takes codes and gives codes, batch normalisation, ReLU and requantization included; QLinearConv
+A convolution takes codes and gives codes, batch normalisation, ReLU and requantization in float64 included; QLinearConv
 requantizes, torch's convolutions do none of it. A linear layer takes floats, quantizes them to 8 bits on the way, as
 MatMulNBits does, and gives floats; MatMulNBits has a scale each 32 inputs, ours one a row. Without onnxruntime (`make
 bench` installs it) its columns are missing.
@@ -39,9 +39,12 @@ def convolution(channels: int, size: int, w_bits: int, a_bits: int) -> Callable[
     x = codes(a_bits, BATCH, channels, size, size).contiguous(memory_format=torch.channels_last)
     levels = 2**w_bits - 1
     weight = sk.pack_weight(
-        codes(w_bits, channels, channels, 3, 3), w_bits, scale=torch.rand(channels) + 0.1, zero_point=levels / 2
-    )
-    bias = torch.randn(channels)
+        codes(w_bits, channels, channels, 3, 3),
+        w_bits,
+        scale=torch.rand(channels).double() + 0.1,
+        zero_point=levels / 2,
+    )  # float64, as in a deployed network
+    bias = torch.randn(channels).double()
     x_quantizer, out_quantizer = sk.Quantizer(0.1, a_bits), sk.Quantizer(3.0, a_bits)
     return lambda: sk.lowbit_conv2d(
         x, weight, x_quantizer=x_quantizer, padding=1, bias=bias, relu=True, out_quantizer=out_quantizer
@@ -74,6 +77,7 @@ def measure(
     ours: dict[str, Callable[[], object]],
     baselines: dict[str, Callable[[], object]],
     operations: float,
+    bound: Bound | None = None,
 ) -> None:
     """Time all of ours and all baselines in the same rounds; a row for each of ours."""
     with torch.no_grad():
@@ -87,7 +91,7 @@ def measure(
             shape=name,
             ours=spreads[name],
             baselines={other: spreads[other] for other in baselines},
-            bound=dot_bound(operations),
+            bound=bound or dot_bound(operations),
             operations=operations,
             rounds=rounds,
         )
@@ -118,6 +122,28 @@ def test_convolution(
     measure(
         benchmark, report, f"low bit, {whole}3×3 convolution, batch {BATCH}", ours, peers(channels, size), operations
     )
+
+
+@pytest.mark.parametrize(("outputs", "size", "kernel", "stride"), [(64, 224, 7, 2), (16, 32, 3, 1)])
+def test_stem(benchmark: BenchmarkFixture, report: Report, outputs: int, size: int, kernel: int, stride: int) -> None:
+    """The first convolution in float64, against torch's in float32, with what follows it."""
+    pooled = size > 64
+    x = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(outputs, 3, kernel, kernel).contiguous(memory_format=torch.channels_last)
+    scale, bias = torch.rand(outputs).double() + 0.1, torch.randn(outputs).double()
+
+    def ours() -> Tensor:
+        return sk.stem_conv2d(x, weight, scale, bias, stride=stride, padding=kernel // 2, relu=True, max_pool=pooled)
+
+    def fp32() -> Tensor:
+        y = F.conv2d(x, weight, bias.float(), stride, kernel // 2).relu_()
+        return F.max_pool2d(y, 3, 2, 1) if pooled else y
+
+    map_size = size // stride
+    operations = 2 * BATCH * map_size**2 * outputs * 3 * kernel**2
+    bound = Bound(operations / (fma_rate(torch.get_num_threads()) / 2), "fma")
+    named = {f"{size}² {kernel}×{kernel}": ours}
+    measure(benchmark, report, "low bit, stem in float64 and what follows it", named, {"fp32": fp32}, operations, bound)
 
 
 @pytest.mark.parametrize("bits", [2, 4])

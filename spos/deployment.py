@@ -59,12 +59,13 @@ def deploy(child: nn.Module) -> PackedNetwork:
 
     The residual networks of the mixed-precision spaces run on codes from one quantized convolution to the next, with
     nothing but the residual in floating point, float64 from the first convolution on, so that codes are those of the
-    child in float64. In any other module each quantized layer becomes a packed one with float32 in and out. In an `nn.Sequential`, which is taken to be called as a whole, a batch normalisation right behind a
-    convolution goes into it; elsewhere it stays.
+    child in float64. In any other module each quantized layer becomes a packed one with float32 in and out. In an
+    `nn.Sequential`, which is taken to be called as a whole, a batch normalisation right behind a convolution goes into
+    it; elsewhere it stays.
 
-    Returns a network for inference on the CPU, float32 in and out, that shares no memory with the child. Its `save` writes one
-    file, for `spos_kernels.load_packed`, if all of its modules are of the library's spaces or plain torch layers in an
-    `nn.Sequential`.
+    Returns a network for inference on the CPU, float32 in and out, that shares no memory with the child. Its `save`
+    writes one file, for `spos_kernels.load_packed`, if all of its modules are of the library's spaces or plain torch
+    layers in an `nn.Sequential`.
 
     Raises TypeError or ValueError: no quantized layer, bits that are still a choice, another dtype than float32, values
     that are not finite, a batch normalisation without running statistics behind a quantized layer of a residual block.
@@ -198,8 +199,10 @@ class _Conversion:
 
     def _block(self, block: nn.Module) -> PackedBlock:
         assert isinstance(block, MixedBlock)
-        pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2), *([block.downsample] if block.downsample else [])]
-        return self._placed(block, PackedBlock(*(self._packed(*pair, torch.float64) for pair in pairs)))
+        pairs: list[Iterable[nn.Module]] = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+        pairs += [] if block.downsample is None else [block.downsample]
+        packed = [self._packed(layer, norm, torch.float64) for layer, norm in pairs]
+        return self._placed(block, PackedBlock(*packed))
 
     def _packed(self, layer: nn.Module, norm: nn.Module | None, dtype: torch.dtype) -> PackedConv2d:
         name = self._names[id(layer)]
@@ -272,7 +275,8 @@ def _is_stem(conv: nn.Module) -> bool:
         and conv.dilation == (1, 1)
         and conv.padding_mode == "zeros"
         and conv.stride[0] == conv.stride[1]
-        and conv.padding in ((n, n) for n in range(8))
+        and not isinstance(conv.padding, str)
+        and conv.padding[0] == conv.padding[1]
     )
 
 

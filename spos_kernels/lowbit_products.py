@@ -4,10 +4,10 @@
     y = relu(S · (x_scale · scale[n]) + bias[n] + residual)                               each step rounded
     code = clamp(round(y / out_scale) + out_zero, 0, 2^out_bits − 1)                      half to even
 
-S, and every operation after it, is rounded to the dtype of the weight's scale, float32 or float64, by itself: nothing is
-fused. Scales of quantizers, bias, residual and floats to quantize are numbers of that dtype; float32 is taken for
-float64. Taps outside of the map give nothing. Where a zero of the weights is an odd multiple of ½ (DoReFa's), S is doubled to
-stay whole, and the scale halved.
+S, and every operation after it, is rounded by itself to the dtype of the weight's scale, float32 or float64: nothing
+is fused. Scales of quantizers, bias, residual and floats to quantize are numbers of that dtype; float32 is taken for
+float64. Taps outside of the map give nothing. Where a zero of the weights is an odd multiple of ½ (DoReFa's), S is
+doubled to stay whole, and the scale halved.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def methods_of(sizes: tuple[int, ...], scale_groups: int, w_bits: int, x_bits: i
 
 
 def run_reference(call: Call) -> list[Tensor]:
-    """Run a checked call in plain PyTorch: whole numbers in float64, which holds them exactly, then the scale's dtype."""
+    """Run a checked call in plain PyTorch: whole numbers exactly, in float64, and then the scale's dtype."""
     geometry, weight = call.geometry, call.weight
     codes = call.x
     rows, columns = geometry.batch * geometry.out_height * geometry.out_width, geometry.groups * geometry.outputs
@@ -364,7 +364,8 @@ def check_call(
         residual = residual.to(dtype) if residual_quantizer is None else residual
     out = None if out is None else check_quantizer(out, "out_quantizer", dtype)
     pixels = rows(x.detach())
-    return Call(pixels.to(dtype) if pixels.is_floating_point() else pixels, weight, geometry, x_quantizer, bias, residual, residual_quantizer, bool(relu), out,
+    pixels = pixels.to(dtype) if pixels.is_floating_point() else pixels
+    return Call(pixels, weight, geometry, x_quantizer, bias, residual, residual_quantizer, bool(relu), out,
                 bool(keep))  # fmt: skip
 
 

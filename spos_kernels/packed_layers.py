@@ -9,7 +9,7 @@ of blocks nothing is done in floating point but the sum with the identity; only 
 have a quantizer of their own, quantize a map of floats, on the way into their products.
 
 Floats are float32 or float64, as the layers' scales are. Few bits forget no difference: one code that rounding brings
-to the other side of a boundary changes others behind it, over much of its image. In float64 there is none in 10⁹.
+to the other side of a boundary changes others behind it, over much of its image. In float64 there was none in 10⁸.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = ["PackedBlock", "PackedBlocks", "PackedConv2d"]
 class PackedConv2d(nn.Module):
     """A convolution of codes by packed codes, which `spos_kernels.lowbit_conv2d` runs. Inference only.
 
-    weight: (O, C / groups, kh, kw) with a scale and one zero point, from `pack_weight`. bias: floats [O], float32 or, as
-    the scale may be, float64: results have the scale's dtype.
+    weight: (O, C / groups, kh, kw) with a scale and one zero point, from `pack_weight`. bias: floats [O], float32 or,
+    as the scale may be, float64: results have the scale's dtype.
     x_quantizer: of the input. layer: the name of the layer that it was made of.
 
     Raises TypeError or ValueError, naming the argument.

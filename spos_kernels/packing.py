@@ -144,8 +144,8 @@ def pack_weight(
     """Pack a layer's weight for `lowbit_matmul` or `lowbit_conv2d`.
 
     codes: uint8 [N, K] or [N, I, kh, kw], below 2^bits.
-    scale: float32 or float64 [N], or [N, G] for a scale of each K / G inputs of a linear layer (a multiple of 8 of them); None for
-        codes without a scale, whose results are integers.
+    scale: float32 or float64 [N], or [N, G] for a scale of each K / G inputs of a linear layer (a multiple of 8 of
+        them); None for codes without a scale, whose results are integers.
     zero_point: the code of 0, an integer or an odd multiple of ½ from 0 to 2^bits; a number, or a tensor shaped like
         `scale`; None for 2^(bits − 1), which makes signed numbers of the codes. DoReFa's weights (2c − n) / n, with
         n = 2^bits − 1, have the scale 2 / n and the zero n / 2.

@@ -3,9 +3,9 @@
     s = Σ x · w, from 0 on, added up in the order (kernel row, kernel column, channel)        x is 0 outside of the map
     y = s · scale[n] + bias[n], then relu, then the maximum over 3×3 windows, 2 apart, with a margin of 1, if wanted
 
-A product of two float32 numbers is exact in float64; each sum, the product with the scale and the sum with the bias are
-rounded by themselves. Codes that are made of y are then those of a float64 run, where after a float32 convolution one in
-millions is not, and few bits forget no difference.
+A product of two float32 numbers is exact in float64; each sum, the product with the scale and the sum with the bias
+are rounded by themselves. Codes that are made of y are then those of a float64 run, where after a float32 convolution
+one in millions is not, and few bits forget no difference.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def stem_conv2d(
     """Convolve images in float64. Not differentiable.
 
     x: float32 [N, C, H, W] of any strides. weight: float32 [O, C, kh, kw], likewise. scale, bias: float64
-    [O], a batch normalisation. stride from 1, padding from 0, in both directions. relu, max_pool: what follows, see the module.
+    [O], a batch normalisation. stride from 1, padding from 0, in both directions. relu, max_pool: what follows, see the
+    module.
 
     Returns float64 [N, O, H', W'] in channels_last memory. The result has the same bits for every instruction set and
     number of threads, and as the reference.

@@ -16,6 +16,13 @@
 
 #include "cpu/lowbit_body.h"
 
+// Results lie apart from what they are made of, which the compiler would find out at every row.
+#if defined(__clang__)
+#define SPOS_NO_ALIAS _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define SPOS_NO_ALIAS _Pragma("GCC ivdep")
+#endif
+
 namespace spos {
 namespace {
 
@@ -64,6 +71,7 @@ struct CodeMaker {
   private:
     void piece(const Real* x, int64_t count, uint8_t* to) const {
         Flag<Real> doubts = 0;
+        SPOS_NO_ALIAS
         for (int64_t i = 0; i < count; ++i) {
             const Real steps = x[i] * inverse;
             const Real above = steps > low ? steps : low;
@@ -207,13 +215,16 @@ inline void finish_floats(const LowbitFinish<Real>& how, const FinishRows& rows)
             const Real moved = Bias ? scaled + bias[c] : scaled;
             return Residual ? moved + residual[c] : moved;
         };
-        if (relu)
+        if (relu) {
+            SPOS_NO_ALIAS
             for (int64_t c = 0; c < count; ++c) {
                 const Real v = value(c);
                 y[c] = v < 0 ? 0 : v;
             }
-        else
+        } else {
+            SPOS_NO_ALIAS
             for (int64_t c = 0; c < count; ++c) y[c] = value(c);
+        }
         if (how.codes) make_codes(y, count, how.codes + at);
     }
 }

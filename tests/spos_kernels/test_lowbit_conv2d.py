@@ -127,6 +127,72 @@ def test_rounding_is_that_of_a_division() -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_codes_next_to_ties_are_those_of_the_definition(
+    isa: _C.Isa, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes are guessed first; here every guess is at a tie, or nearer to one than it is certain."""
+    near = torch.tensor([0, 1e-16, 1e-13, 1e-9, 1e-7, 1e-6, 1e-5], dtype=torch.float64)
+    ties = torch.arange(-2, 18).double()[:, None] + 0.5
+    wanted = torch.cat([ties + near, ties - near], 1).flatten() * 0.37
+    scales = torch.rand(len(wanted), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bias = torch.cat([wanted - 13 * scales, torch.tensor([1e30, -1e30, 1e-42, float("inf"), float("nan")]).double()])
+    scales = torch.cat([scales, torch.ones(5).double()]).to(dtype)
+    ones = torch.ones(len(bias), 1, 1, 1, dtype=torch.uint8)
+    weight, bias = sk.pack_weight(ones, 1, scale=scales, zero_point=0), bias.to(dtype)
+    x = torch.full((2, 1, 3, 3), 13, dtype=torch.uint8)
+    force(monkeypatch, isa, "dots")
+    for scale in (0.37, 1e-30, 1e30, 3e38, 1e-45):
+        for zero, relu, keep in ((0, False, False), (3, True, False), (3, False, False), (0, True, True)):
+            options: dict[str, Any] = {"x_quantizer": sk.Quantizer(1.0, 4), "bias": bias, "relu": relu,
+                                       "out_quantizer": sk.Quantizer(scale, 4, zero)}  # fmt: skip
+            found = sk.lowbit_conv2d(x, weight, **options, keep_float=keep)
+            expected = sk.lowbit_conv2d_reference(x, weight, **options, keep_float=keep)
+            codes, right = (found[1], expected[1]) if keep else (found, expected)
+            assert torch.equal(codes, right), (scale, zero, relu)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_code_next_to_a_tie_is_not_guessed(
+    isa: _C.Isa, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is done again for the sake of one code that float32 cannot tell; the others are far from ties."""
+    draws, wrong = Draws(3), 0
+    x, out = torch.full((1, 1, 1, 1), 13, dtype=torch.uint8), sk.Quantizer(0.37, 4)
+    force(monkeypatch, isa, "dots")
+    for at in range(200):
+        scales = torch.rand(67, generator=draws.generator).double()
+        steps = torch.arange(67).double() % 16
+        steps[at % 67] = at % 15 + 0.5 + 1e-7 * (1 if at % 2 else -1)
+        scales, bias = scales.to(dtype), (steps * 0.37 - 13 * scales).to(dtype)
+        weight = sk.pack_weight(torch.ones(67, 1, 1, 1, dtype=torch.uint8), 1, scale=scales, zero_point=0)
+        options: dict[str, Any] = {"x_quantizer": sk.Quantizer(1.0, 4), "bias": bias}
+        found = sk.lowbit_conv2d(x, weight, **options, out_quantizer=out)
+        assert torch.equal(found, sk.lowbit_conv2d_reference(x, weight, **options, out_quantizer=out)), at
+        guess = (13 * (scales / 0.37).float() + (bias / 0.37).float()).round().clamp(0, 15)
+        wrong += int((guess != found.flatten()).sum())
+    assert wrong > (5 if dtype == torch.float64 else 0)  # else the guesses above were never put to the test
+
+
+def test_float64_is_for_scales_of_float64() -> None:
+    x, codes = Draws(1).codes(2, 1, 3, 2, 2), Draws(0).codes(2, 4, 3, 1, 1)
+    narrow, wide = (sk.pack_weight(codes, 2, scale=torch.ones(4).to(t) / 3) for t in (torch.float32, torch.float64))
+    how: dict[str, Any] = {"x_quantizer": sk.Quantizer(0.1, 2)}
+    assert narrow.dtype == torch.float32 and sk.lowbit_conv2d(x, narrow, **how).dtype == torch.float32
+    found = sk.lowbit_conv2d(x, wide, **how)
+    sums = sk.lowbit_conv2d(x, sk.pack_weight(codes, 2), **how)
+    assert torch.equal(found, sums.double() * (torch.ones(4).double() / 3 * 0.1)[:, None, None])
+    bias = torch.rand(4)
+    assert same(sk.lowbit_conv2d(x, wide, **how, bias=bias), sk.lowbit_conv2d(x, wide, **how, bias=bias.double()))
+    for name, value in (("bias", bias.double()), ("residual", torch.zeros(1, 4, 2, 2).double())):
+        with pytest.raises(TypeError, match=rf"{name} has dtype torch\.float64: expected torch\.float32"):
+            sk.lowbit_conv2d(x, narrow, **how, **{name: value})
+    with pytest.raises(TypeError, match=r"x has dtype torch\.float64: expected torch\.uint8 or torch\.float32"):
+        sk.lowbit_conv2d(x.double(), narrow, **how)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_depthwise_sums_beyond_32_bits_are_exact(isa: _C.Isa, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = sk.pack_weight(torch.full((2, 1, 182, 182), 255, dtype=torch.uint8), 8, zero_point=0)
     force(monkeypatch, isa, "dots")

@@ -18,10 +18,16 @@ from spos_kernels.packed_network import _describe
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def layer(outputs, inputs, kernel=3, *, w_bits=2, a_bits=3, name="", seed=0, **options) -> sk.PackedConv2d:
+DOUBLE = torch.float64
+
+
+def layer(
+    outputs, inputs, kernel=3, *, w_bits=2, a_bits=3, name="", seed=0, dtype=torch.float32, **options
+) -> sk.PackedConv2d:
     generator = torch.Generator().manual_seed(100 * outputs + inputs + seed)
     codes = torch.randint(0, 2**w_bits, (outputs, inputs, kernel, kernel), generator=generator, dtype=torch.uint8)
-    scale = 0.2 * torch.randn(outputs, generator=generator)  # of both signs, as a batch normalisation may have
+    # of both signs, as a batch normalisation may have
+    scale = 0.2 * torch.randn(outputs, generator=generator).to(dtype)
     weight = sk.pack_weight(codes, w_bits, scale=scale, zero_point=(2**w_bits - 1) / 2)
     options = {"padding": kernel // 2, "bias": torch.randn(outputs, generator=generator)} | options
     return sk.PackedConv2d(weight, x_quantizer=sk.Quantizer(0.37, a_bits), layer=name, **options)
@@ -161,10 +167,47 @@ def test_other_files_and_versions_are_refused(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ValueError, match=r"other\.safetensors has no digest: not written by this library"):
         sk.load_packed(path)
     with monkeypatch.context() as patch:
-        patch.setattr(packed_file, "FORMAT", "spos-packed-2")
+        patch.setattr(packed_file, "FORMAT", "spos-packed-3")
         network().save(path)
-    with pytest.raises(ValueError, match=r"other\.safetensors has format 'spos-packed-2': expected 'spos-packed-1'"):
+    with pytest.raises(ValueError, match=r"other\.safetensors has format 'spos-packed-3': expected 'spos-packed-2'"):
         sk.load_packed(path)
+
+
+def test_files_of_the_first_version_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whose scales and biases are float32, and the layers' arithmetic with them."""
+    net, path = network(), tmp_path / "old.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_file, "FORMAT", "spos-packed-1")
+        net.save(path)
+    again = sk.load_packed(path)
+    assert torch.equal(again(images()), net(images()))
+    assert {part.dtype for part in again.packed_layers().values()} == {torch.float32}
+
+
+def exact_network() -> sk.PackedNetwork:
+    stem = sk.StemConv2d(torch.randn(4, 1, 3, 3), torch.rand(4).double() / 3, torch.rand(4).double() / 3, stride=2,
+                         padding=1, relu=True, max_pool=True)  # fmt: skip
+    blocks = [
+        sk.PackedBlock(layer(3, 4, name=f"{n}.1", dtype=DOUBLE), layer(4, 3, name=f"{n}.2", dtype=DOUBLE)) for n in "ab"
+    ]
+    return sk.PackedNetwork(nn.Sequential(stem, sk.PackedBlocks(blocks), nn.Flatten()))
+
+
+def test_float64_stays_float64_in_a_file_and_between_blocks(tmp_path: Path):
+    net, path = exact_network(), tmp_path / "net.safetensors"
+    net.save(path)
+    again = sk.load_packed(path)
+    assert torch.equal(again(images()), net(images())) and repr(again) == repr(net)
+    given: list[torch.dtype] = []
+    for block in again.network[1].blocks:
+        block.register_forward_pre_hook(lambda m, inputs: given.append(inputs[0].dtype))
+    y = again(images())
+    assert given == [DOUBLE] * 2 and y.dtype == torch.float32
+    assert {part.bias.dtype for part in again.packed_layers().values()} == {DOUBLE}
+    with pytest.raises(ValueError, match="expected the same dtype"):
+        sk.PackedBlock(layer(3, 4), layer(4, 3, dtype=DOUBLE))
+    with pytest.raises(ValueError, match="expected the same dtype"):
+        sk.PackedBlocks([again.network[1].blocks[0], sk.PackedBlock(layer(3, 4), layer(4, 3))])
 
 
 def _set(*keys, value):

@@ -128,7 +128,7 @@ def test_a_packed_weight_that_disagrees_with_itself_is_refused() -> None:
         ("shape", (4,), ValueError),
         ("sums", weight.sums.long(), TypeError),
         ("twice_zero", weight.twice_zero[:, :3].contiguous(), ValueError),
-        ("scale", weight.scale.double(), TypeError),
+        ("scale", weight.scale.half(), TypeError),
     ):
         with pytest.raises(error, match=name if name not in ("bits", "shape") else "bits|shape|packed"):
             dataclasses.replace(weight, **{name: value})

@@ -171,6 +171,14 @@ def test_the_longest_sums_are_exact_and_longer_ones_refused(
             assert isinstance(found, Tensor) and found.tolist() == [[exact] * 3]
 
 
+@pytest.mark.parametrize("backend", CUDA_BACKENDS)
+def test_scales_of_float64_are_refused(backend: str) -> None:
+    draws = Draws(5, torch.float64)
+    x, weight = draws.codes(4, 3, 24), draws.weight(4, True, 10, 24)
+    with pytest.raises(TypeError, match=r"weight.scale has dtype torch.float64: backend '.*' accepts torch.float32"):
+        on(backend, sk.lowbit_matmul, x, weight, {"x_quantizer": sk.Quantizer(0.3, 4)})
+
+
 def product(
     rows: int, inputs: int, outputs: int, w_bits: int, x_bits: int, dtype: torch.dtype = torch.uint8
 ) -> Callable[[], Result]:
