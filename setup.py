@@ -3,8 +3,8 @@
 The build folder is kept (build/cmake-*), and what the compiler sees in it never moves: pip's isolated build environment
 has a new path each time, so pybind11's headers are copied out of it. Hence a second build compiles changed files only.
 SPOS_SANITIZE=1 builds with sanitizers, in a folder of its own (see `make sanitize`); SPOS_AVX512_TWINS=1 compiles the
-AVX-512 files for AVX2, for tests (see `make test-avx512`). Two more modules hold the CUDA kernels: _cuda, built with nvcc
-where that is found and a GPU is there (SPOS_CUDA=0: never, 1: wherever nvcc is, for SPOS_CUDA_ARCHS), and
+AVX-512 files for AVX2, for tests (see `make test-avx512`). Two more modules hold the CUDA kernels: _cuda, built with
+nvcc where that is found and a GPU is there (SPOS_CUDA=0: never, 1: wherever nvcc is, for SPOS_CUDA_ARCHS), and
 _cuda_emulated, which runs them on the CPU for tests (SPOS_CUDA_EMULATED=1).
 """
 
