@@ -2,9 +2,10 @@
 
 The build folder is kept (build/cmake-*), and what the compiler sees in it never moves: pip's isolated build environment
 has a new path each time, so pybind11's headers are copied out of it. Hence a second build compiles changed files only.
-SPOS_SANITIZE=1 builds with sanitizers, in a folder of its own (see `make sanitize`). Two more modules hold the CUDA
-kernels: _cuda, built with nvcc where that is found and a GPU is there (SPOS_CUDA=0: never, 1: wherever nvcc is, for
-SPOS_CUDA_ARCHS), and _cuda_emulated, which runs them on the CPU for tests (SPOS_CUDA_EMULATED=1).
+SPOS_SANITIZE=1 builds with sanitizers, in a folder of its own (see `make sanitize`); SPOS_AVX512_TWINS=1 compiles the
+AVX-512 files for AVX2, for tests (see `make test-avx512`). Two more modules hold the CUDA kernels: _cuda, built with
+nvcc where that is found and a GPU is there (SPOS_CUDA=0: never, 1: wherever nvcc is, for SPOS_CUDA_ARCHS), and
+_cuda_emulated, which runs them on the CPU for tests (SPOS_CUDA_EMULATED=1).
 """
 
 import os
@@ -76,7 +77,11 @@ class CMakeBuild(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         module = ext.name.rpartition(".")[2]
         sanitize = os.environ.get("SPOS_SANITIZE") == "1" and module == "_C"
-        kind = "sanitize" if sanitize else "cmake" if module == "_C" else module.strip("_")
+        twins = os.environ.get("SPOS_AVX512_TWINS") == "1" and module == "_C"
+        if sanitize and twins:
+            sys.exit("error: SPOS_SANITIZE=1 and SPOS_AVX512_TWINS=1: accepted is one of the two")
+        special = "sanitize" if sanitize else "avx512-twins" if twins else None
+        kind = special or ("cmake" if module == "_C" else module.strip("_"))
         build = ROOT / "build" / f"{kind}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
         build.mkdir(parents=True, exist_ok=True)
         cmake = program("cmake")
@@ -87,6 +92,7 @@ class CMakeBuild(build_ext):
             f"-DPYBIND11_INCLUDE_DIR={pybind11_headers(build)}",
             f"-DEXTENSION_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
             f"-DSPOS_SANITIZE={'ON' if sanitize else 'OFF'}",
+            f"-DSPOS_AVX512_TWINS={'ON' if twins else 'OFF'}",
         ]
         if module == "_cuda":
             wanted = os.environ.get("SPOS_CUDA_ARCHS") or gpu_architecture() or ""

@@ -33,7 +33,7 @@ bool detect(Isa isa) {
     const unsigned state = enabled_register_state();
     constexpr unsigned ymm_state = 0x06;  // xmm and the upper halves of ymm
     constexpr unsigned zmm_state = 0xe6;  // the above, mask registers, upper halves of zmm0-15, zmm16-31
-    if (isa == Isa::avx2) return all_set(state, ymm_state) && all_set(extended.ebx, bit_AVX2);
+    if (isa == Isa::avx2 || avx512_is_twins) return all_set(state, ymm_state) && all_set(extended.ebx, bit_AVX2);
     return all_set(state, zmm_state) &&
            all_set(extended.ebx, bit_AVX2 | bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ);
 }

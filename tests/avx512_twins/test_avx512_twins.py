@@ -1,0 +1,46 @@
+"""The twins of AVX-512 intrinsics, by which `make test-avx512` runs that instruction set's kernels on AVX2."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from spos_kernels import _C
+
+ROOT = Path(__file__).parents[2]
+SOURCE = Path(__file__).parent / "intrinsics.cpp"
+TWINS = ["-mavx2", "-mfma", "-include", "avx512_twins/names.h", "-Wno-psabi", "-Wno-ignored-attributes"]
+INSTRUCTIONS = [f"-mavx512{name}" for name in ("f", "bw", "dq", "vl", "vnni", "vbmi", "vpopcntdq")]
+
+
+def has_every_instruction() -> bool:
+    """Whether this processor has all that the AVX-512 files are compiled for."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512vbmi", "avx512_vpopcntdq"} <= found
+
+
+@pytest.mark.skipif(not _C.isa_supported(_C.Isa.avx2), reason="this processor has no AVX2")
+@pytest.mark.parametrize("flags", [TWINS, INSTRUCTIONS], ids=["twins", "instructions"])
+def test_intrinsics_do_what_is_said_of_them(tmp_path: Path, flags: list[str]) -> None:
+    if flags == INSTRUCTIONS and not has_every_instruction():
+        pytest.skip("this processor has no AVX-512 with VNNI, VBMI and VPOPCNTDQ")
+    program = tmp_path / "intrinsics"
+    command = ["c++", "-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([*command, *flags, str(SOURCE), "-o", str(program)], check=True)
+    run = subprocess.run([program], capture_output=True, text=True)
+    assert run.stdout == "all as defined\n", run.stdout + run.stderr
+
+
+def test_every_twin_is_used_and_compared() -> None:
+    names = re.findall(r"#define (_mm\w+)", (ROOT / "csrc" / "avx512_twins" / "names.h").read_text())
+    assert len(names) > 60
+    kernels = "".join(
+        path.read_text()
+        for folder in ("core", "cpu")
+        for path in (ROOT / "csrc" / folder).iterdir()
+        if path.suffix in (".cpp", ".h", ".inl")
+    )
+    for text in (SOURCE.read_text(), kernels):
+        assert not set(names) - set(re.findall(r"_mm\w+", text))
