@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from spos.progress import Progress
 from spos.run_directory import RunDirectory
 from spos.steps import AutogradStep, Step, Window
 from spos.supernet import Supernet
+from spos_kernels.backends import runs_cuda
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ def train_supernet(
     those whose gradients it adds up; a run knows it by its name. `rng` is the same whenever a step is asked for.
     `run`, a directory, makes it resumable: it gets the checkpoints "supernet", the stream "train" and result.json.
     capture: on a GPU, take the step that is captured once for all paths, where net and config allow it
-    (`spos.captured_step.reason_against`). Its rounding and its dropout are its own, and so a run begun without it goes
-    on without it only. Raises ValueError where data and net do not fit, DivergenceError where the loss is no longer
-    finite.
+    (`spos.captured_step.reason_against`); a warning says where they do not. Its rounding and its dropout are its own,
+    and so a run begun without it goes on without it only. Raises ValueError where data and net do not fit,
+    DivergenceError where the loss is no longer finite.
     """
     config = config or TrainConfig()
     if not isinstance(net, Supernet):
@@ -71,7 +73,11 @@ def train_supernet(
     check_fit(net, data)
     stream = data.training_batches(config.batch_size, seed)
     paths = paths_of_steps(net, config, total_steps(config, stream), seed, sampler)
-    captured = capture and sampler is None and reason_against(net, config) is None
+    own_sampler = "a sampler of one's own may train several paths in a step"
+    reason = reason_against(net, config) if sampler is None else own_sampler
+    captured = capture and reason is None
+    if capture and reason is not None and any(map(runs_cuda, net.parameters())):
+        warnings.warn(f"{net.name}: its steps are not captured, but launched one by one, for {reason}", stacklevel=2)
     own = {} if sampler is None else {"sampler": function_name(sampler)}
     identity = identity_of(config, seed, data, space=net.space.fingerprint(), network=hash_network(net), **own)
     identity["config"] += " captured" if captured else ""

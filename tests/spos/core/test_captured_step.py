@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -192,6 +193,15 @@ def slice_the_classifier(module: Any) -> None:
 
 def drop_all(module: Any) -> None:
     module.dropout.p = 1.0
+
+
+def test_a_gpu_without_a_captured_step_is_said() -> None:
+    config = dataclasses.replace(CONFIG, steps=1, accumulation=2)
+    with pytest.warns(UserWarning, match="tiny: its steps are not captured, .* for accumulation = 2"):
+        spos.train_supernet(supernet(), make_data(), config=config)
+    with sk.use_backend("auto"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spos.train_supernet(supernet().cpu(), make_data(), config=config)
 
 
 def test_ties_within_a_block_are_no_reason() -> None:
