@@ -34,9 +34,9 @@ struct LowbitAvx2 : LowbitScalarParts {
         sum = add_pairs(sum, _mm256_maddubs_epi16(_mm256_and_si256(a, low), b));
         return add_pairs(sum, _mm256_maddubs_epi16(_mm256_andnot_si256(low, a), b));
     }
-    static void pack(const PackedRows& rows, int64_t n0, int64_t count, int vectors, int half, uint8_t* scratch,
+    static void pack(const PackedRows& rows, int64_t n0, int64_t count, int vectors, SignedCodes how, uint8_t* scratch,
                      int8_t* to) {
-        pack_through<LowbitAvx2>(rows, n0, count, vectors, half, scratch, to);
+        pack_through<LowbitAvx2>(rows, n0, count, vectors, how, scratch, to);
     }
 
   private:

@@ -16,16 +16,17 @@ namespace spos {
 constexpr int64_t spread_size(int64_t k) { return (k + 63) / 64 * 64 + 7 * 64; }
 constexpr int64_t packed_bytes(int64_t codes, int bits) { return (codes * bits + 7) / 8; }
 
-// C[m, n] (+)= sum over k of A[m, k] * B[k, n] for one panel of columns; A unsigned bytes, B signed ones.
+// C[m, n] (+)= sum over k of A[m, k] * B[k, n] for one panel of columns; A unsigned bytes, B signed ones. A row of A
+// lies in pieces, one a tap, anywhere.
 struct DotProduct {
-    int64_t m, steps;  // k / 4, rounded up
-    const uint8_t* a;  // rows of 4 * steps bytes, a_m apart
-    int64_t a_m;
+    int64_t m, taps, steps;   // steps: a tap's k / 4, rounded up
+    const uint8_t* const* a;  // [tap][row], a_tap apart: the places of 4 * steps bytes, less `at`
+    int64_t a_tap, at;
     const int8_t* b;  // by pack_dots
     int vectors;
     int32_t* c;  // rows of vectors * lanes elements, c_m apart
     int64_t c_m;
-    bool large;  // codes of 16 bits together: two neighbouring products do not fit 16 bits with a sign
+    bool large;  // two neighbouring products may not fit 16 bits with a sign
 };
 
 // C[m, n] = sum over planes i, j of 2^(i + j) * popcount(A_i[m] & B_j[n]) for one panel of columns.
@@ -74,7 +75,8 @@ struct LowbitGuess {
 template <typename Real>
 struct LowbitFinish {
     int shift;
-    bool wide;  // S may exceed 32 bits
+    bool wide;   // S may exceed 32 bits
+    bool plain;  // S = acc
     const int32_t* row_factor;
     const int64_t* offset;
     const int32_t* low_offset;  // the lower half of offset
@@ -114,12 +116,17 @@ struct LowbitFloatBody {
     void (*finish_lines)(const LowbitFinish<Real>&, const FinishRows&, Real* lines);
 };
 
+// Codes as signed bytes: (code << shift) - less.
+struct SignedCodes {
+    int shift, less;
+};
+
 struct LowbitBody {
     int lanes;  // columns of a vector of dot products
     int panel;  // vectors of a panel
     int bit_lanes, bit_panel;
-    // Rows n0 .. n0 + count - 1 as columns, filled up with zeros to `vectors`: [k / 4][column][4], codes less `half`.
-    void (*pack_dots)(const PackedRows&, int64_t n0, int64_t count, int vectors, int half, uint8_t* scratch,
+    // Rows n0 .. n0 + count - 1 as columns, filled up with anything to `vectors`: [k / 4][column][4].
+    void (*pack_dots)(const PackedRows&, int64_t n0, int64_t count, int vectors, SignedCodes, uint8_t* scratch,
                       int8_t* to);
     void (*dots)(const DotProduct&);
     // The same as bit planes: [plane][tap][word][column].

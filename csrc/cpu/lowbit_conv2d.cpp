@@ -2,10 +2,11 @@
 //
 // Work      pixels * outputs * k multiply-adds of integers, k = taps * channels.
 // Bytes     The codes of x, one each (four if they come as floats, once), the packed weights, and what finish writes.
-// Method    Weights are unpacked into panels once a call. A task takes some rows of pixels and some panels: it gathers
-//           the windows of its pixels (im2row) into a block that stays in L2, unless they lie there as they are, and
-//           multiplies it by one panel after another; sums of products become outputs while they are in L1. With bit
-//           planes the same happens to pixels that were turned into planes beforehand.
+// Method    Weights are unpacked into panels once a call. A task takes some rows of pixels and a panel: it notes where
+//           the taps of its pixels lie, and multiplies them there; sums of products become outputs while they are in
+//           L1. A panel stays in L2 while all rows pass by, and the map with it, nine times smaller than its windows.
+//           Bytes that do not come by fours, weights with scales of groups, and bit planes, into which pixels are
+//           turned beforehand, are gathered (im2row) into a block that stays in L2 while some panels pass by.
 #include "cpu/lowbit_conv2d.h"
 
 #include <algorithm>
@@ -29,7 +30,8 @@ class Convolution {
           floats_(body_.in<Real>()),
           arena_(workspace),
           counting_(!workspace),
-          threads_(threads) {}
+          threads_(threads),
+          shift_(call.finish.shift) {}
 
     size_t run() {
         const int64_t outputs = call_.groups * call_.outputs * call_.scale_groups;
@@ -60,7 +62,9 @@ class Convolution {
     // A zero times `multiple`.
     int32_t zero_of(int64_t n) const { return call_.finish.shift ? call_.twice_zero[n] : call_.twice_zero[n] / 2; }
 
-    // S = multiple * acc + sum(x) * row_factor + offset, acc being sum(x * (code - half)), half 0 but for dots.
+    // S = multiple * acc + sum(x) * row_factor + offset, acc being sum(x * (code - half)), half 0 but for dots; or,
+    // where all zeros are the same and multiple * code - zero is a signed byte, acc + offset, acc being the sum of x
+    // times that.
     void prepare_finish() {
         const int64_t count = call_.groups * call_.outputs * call_.scale_groups, k = call_.k() / call_.scale_groups;
         const int64_t half = call_.method == LowbitMethod::dots ? int64_t{1} << (call_.w_bits - 1) : 0;
@@ -80,6 +84,14 @@ class Convolution {
         const int64_t far_w = std::max(
             {int64_t{largest}, std::abs(multiple() * most_w - smallest), std::abs(multiple() * most_w - largest)});
         wide_ = k * far_x * far_w > INT32_MAX;
+        weight_codes_ = {0, static_cast<int>(half)};
+        if (call_.method == LowbitMethod::dots && !wide_ && smallest == largest && smallest <= 128 &&
+            multiple() * most_w - smallest <= 127) {
+            weight_codes_ = {call_.finish.shift, smallest};
+            shift_ = 0, any_factor_ = false;
+        }
+        const int64_t most_less = weight_codes_.less, most_code = (most_w << weight_codes_.shift) - most_less;
+        large_ = 2 * most_x * std::max(most_less, most_code) > INT16_MAX;
         if (call_.x_zero == 0) {
             std::fill(offset_, offset_ + count, int64_t{0});
             std::fill(low_offset_, low_offset_ + count, 0);
@@ -100,6 +112,8 @@ class Convolution {
     LowbitFinish<Real> finish_of(int64_t scale_group) const {
         LowbitFinish<Real> finish = call_.finish;
         const int64_t at = scale_group * call_.groups * call_.outputs;
+        finish.shift = shift_;
+        finish.plain = shift_ == 0 && !any_factor_ && call_.x_zero == 0;
         finish.row_factor = any_factor_ ? row_factor_ + at : nullptr;
         finish.offset = offset_ + at;
         finish.low_offset = low_offset_ + at;
@@ -211,16 +225,20 @@ class Convolution {
         row_ = by_bits() ? taps() * record_ : (k + 3) / 4 * 4;
         const bool in_place = taps() == 1 && call_.stride.height == 1 && call_.stride.width == 1 &&
                               call_.padding.height == 0 && call_.padding.width == 0 && (by_bits() || k % 4 == 0);
+        const bool pointed = !by_bits() && call_.inputs % 4 == 0 && (call_.scale_groups == 1 || in_place);
         const int64_t width = widest * lanes_;
         // The bytes, or the words of all planes, of one column.
         const int64_t column = by_bits() ? call_.w_bits * taps() * words_ * 8 : call_.scale_groups * steps_ * 4;
 
-        // Rows of a block: whole tiles of every height.
-        constexpr int64_t block_bytes = 256 << 10, tile = 12;
-        const int64_t most = std::clamp<int64_t>(block_bytes / row_ / tile, 2, 8) * tile;
-        const int64_t pixels = call_.pixels(), blocks = (pixels + most - 1) / most;
-        const int64_t enough = 16 * threads_;
-        const int64_t cuts = std::clamp<int64_t>((enough + blocks - 1) / blocks, 1, panels_);
+        // Rows of a block: whole tiles of every height. Where all panels stay in L2 a block meets all of them, or
+        // enough.
+        constexpr int64_t block_bytes = 256 << 10, tile = 24, near_panels = 512 << 10;
+        const int64_t pixels = call_.pixels(), tiles = (pixels + tile - 1) / tile, enough = 16 * threads_;
+        const int64_t most =
+            tile * std::clamp<int64_t>(pointed ? tiles * panels_ / enough : block_bytes / row_ / tile, 1, 4);
+        const int64_t blocks = (pixels + most - 1) / most;
+        const bool by_panels = pointed && vectors * lanes_ * column > near_panels;
+        const int64_t cuts = by_panels ? panels_ : std::clamp<int64_t>((enough + blocks - 1) / blocks, 1, panels_);
 
         uint8_t* const panels = arena_.take<uint8_t>(vectors * lanes_ * column);
         uint8_t* const planes = arena_.take<uint8_t>(by_bits() ? in_pixels() * record_ : 0);
@@ -230,7 +248,8 @@ class Convolution {
         const int64_t scratch = by_bits() ? rounded + 64 * words_ : lanes_ * ((part + 63) / 64 * 64);
         const int64_t sums = most * call_.scale_groups;
         uint8_t* const scratches = arena_.take<uint8_t>(threads_ * scratch);
-        uint8_t* const gathered = arena_.take<uint8_t>(in_place ? 0 : threads_ * most * row_);
+        const uint8_t** const places = arena_.take<const uint8_t*>(by_bits() ? 0 : threads_ * most * taps());
+        uint8_t* const gathered = arena_.take<uint8_t>(pointed || in_place ? 0 : threads_ * most * row_);
         int32_t* const accs = arena_.take<int32_t>(threads_ * most * width);
         Real* const lines = arena_.take<Real>(call_.scale_groups > 1 ? threads_ * most * width : 0);
         int32_t* const row_sums = arena_.take<int32_t>(threads_ * sums);
@@ -243,23 +262,42 @@ class Convolution {
             const int64_t stride = by_bits() ? record_ : stride_;
             make_outside(outside);
             parallel_for(blocks * cuts, threads_, [&](int64_t begin, int64_t end, int slot) {
+                uint8_t* const own = gathered + slot * most * row_;
+                Rows rows{0, 0, own, row_, places + slot * most * taps(), most, 1, row_sums + slot * sums};
                 for (int64_t task = begin; task < end; ++task) {
-                    const int64_t tiles = (pixels + tile - 1) / tile, block = task / cuts, cut = task % cuts;
-                    const int64_t first = tiles * block / blocks * tile;
-                    const int64_t last = std::min(tiles * (block + 1) / blocks * tile, pixels);
-                    int32_t* const own_sums = row_sums + slot * sums;
-                    uint8_t* const own = gathered + slot * most * row_;
-                    if (!in_place) windows_.gather(body_, first, last, source, stride, outside, record_, row_, own);
-                    if (any_factor_) windows_.sum_rows(first, last, pixel_sums, own_sums);
-                    const uint8_t* const a = in_place ? source + first * stride : own;
+                    const int64_t block = by_panels ? task % blocks : task / cuts;
+                    const int64_t cut = by_panels ? task / blocks : task % cuts;
+                    rows.first = tiles * block / blocks * tile;
+                    rows.end = std::min(tiles * (block + 1) / blocks * tile, pixels);
+                    if (in_place)
+                        rows.a = source + rows.first * stride, rows.a_m = stride;
+                    else if (!pointed)
+                        windows_.gather(body_, rows.first, rows.end, source, stride, outside, record_, row_, own);
+                    if (any_factor_) windows_.sum_rows(rows.first, rows.end, pixel_sums, rows.sums);
+                    if (pointed && !in_place) {
+                        windows_.point(rows.first, rows.end, source, stride, outside, most, rows.places);
+                        rows.taps = taps();
+                    } else if (!by_bits()) {
+                        for (int64_t row = 0; row < rows.count(); ++row) rows.places[row] = rows.a + row * rows.a_m;
+                    }
                     for (int64_t panel = panels_ * cut / cuts; panel < panels_ * (cut + 1) / cuts; ++panel)
-                        multiply(group, panel, first, last, a, in_place ? stride : row_, panels, column, own_sums,
-                                 accs + slot * most * width,
+                        multiply(group, panel, rows, panels, column, accs + slot * most * width,
                                  lines + (call_.scale_groups > 1 ? slot * most * width : 0));
                 }
             });
         }
     }
+
+    // The windows of pixels first .. end - 1: as rows a_m apart, or for bytes by their places, [tap][row].
+    struct Rows {
+        int64_t first, end;
+        const uint8_t* a;
+        int64_t a_m;
+        const uint8_t** places;
+        int64_t places_tap, taps;
+        int32_t* sums;
+        int64_t count() const { return end - first; }
+    };
 
     // Panels are vectors spread evenly.
     int64_t first_vector(int64_t panel) const { return (call_.outputs + lanes_ - 1) / lanes_ * panel / panels_; }
@@ -267,7 +305,6 @@ class Convolution {
     void pack_panels(int64_t group, uint8_t* panels, int64_t column, uint8_t* scratches, int64_t scratch) {
         const int64_t row_bytes = packed_bytes(call_.k(), call_.w_bits), part = call_.k() / call_.scale_groups;
         const uint8_t* const weight = call_.weight + group * call_.outputs * row_bytes;
-        const int half = 1 << (call_.w_bits - 1);
         parallel_for(
             panels_, call_.outputs * call_.k() > 16384 ? threads_ : 1, [&](int64_t begin, int64_t end, int slot) {
                 for (int64_t panel = begin; panel < end; ++panel) {
@@ -283,7 +320,7 @@ class Convolution {
                     for (int64_t i = 0; i < call_.scale_groups; ++i)
                         body_.pack_dots(
                             {weight + i * part * call_.w_bits / 8, row_bytes, part, call_.w_bits}, first, count,
-                            vectors, half, own,
+                            vectors, weight_codes_, own,
                             reinterpret_cast<int8_t*>(panels + first * column + i * steps_ * 4 * vectors * lanes_));
                 }
             });
@@ -317,25 +354,25 @@ class Convolution {
             }
     }
 
-    void multiply(int64_t group, int64_t panel, int64_t first, int64_t last, const uint8_t* a, int64_t a_m,
-                  const uint8_t* panels, int64_t column, const int32_t* row_sums, int32_t* acc, Real* lines) const {
-        const int64_t vector = first_vector(panel), n0 = vector * lanes_, rows = last - first;
+    void multiply(int64_t group, int64_t panel, const Rows& rows, const uint8_t* panels, int64_t column, int32_t* acc,
+                  Real* lines) const {
+        const int64_t vector = first_vector(panel), n0 = vector * lanes_, count = rows.count();
         const int vectors = static_cast<int>(first_vector(panel + 1) - vector);
         const int64_t width = vectors * lanes_, part = call_.k() / call_.scale_groups;
         const int64_t all = call_.groups * call_.outputs;
         const uint8_t* const b = panels + n0 * column;
         for (int64_t i = 0; i < call_.scale_groups; ++i) {
             if (by_bits()) {
-                body_.bits({rows, taps(), words_, call_.x_bits, call_.w_bits, reinterpret_cast<const uint64_t*>(a),
-                            a_m / 8, reinterpret_cast<const uint64_t*>(b), vectors, acc, width});
+                body_.bits({count, taps(), words_, call_.x_bits, call_.w_bits,
+                            reinterpret_cast<const uint64_t*>(rows.a), rows.a_m / 8,
+                            reinterpret_cast<const uint64_t*>(b), vectors, acc, width});
             } else {
-                body_.dots({rows, steps_, a + i * part, a_m,
-                            reinterpret_cast<const int8_t*>(b + i * steps_ * 4 * width), vectors, acc, width,
-                            call_.x_bits + call_.w_bits > 15});
+                body_.dots({count, rows.taps, steps_ / rows.taps, rows.places, rows.places_tap, i * part,
+                            reinterpret_cast<const int8_t*>(b + i * steps_ * 4 * width), vectors, acc, width, large_});
             }
             finish_group(i,
-                         {rows, group * call_.outputs + n0, std::min(width, call_.outputs - n0), acc, width,
-                          row_sums + i * rows, first * all, all},
+                         {count, group * call_.outputs + n0, std::min(width, call_.outputs - n0), acc, width,
+                          rows.sums + i * count, rows.first * all, all},
                          lines);
         }
     }
@@ -350,11 +387,13 @@ class Convolution {
     Arena arena_;
     bool counting_;
     int threads_;
+    int shift_;  // of sums
+    SignedCodes weight_codes_{};
     int32_t* row_factor_ = nullptr;
     int64_t* offset_ = nullptr;
     int32_t* low_offset_ = nullptr;
     LowbitGuess guess_{};
-    bool any_factor_ = false, wide_ = false;
+    bool any_factor_ = false, wide_ = false, large_ = false;
     const uint8_t* codes_ = nullptr;
     int64_t stride_ = 0;
     int64_t lanes_ = 0, panels_ = 0, words_ = 0, record_ = 0, steps_ = 0, row_ = 0;

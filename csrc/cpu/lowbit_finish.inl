@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -163,11 +164,18 @@ inline void finish_row(const LowbitFinish<Real>& how, const FinishRows& rows, in
     }
 }
 
-// Codes alone, in registers.
-template <bool Factor, typename Real>
+inline int32_t bits_of(float value) {
+    int32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// Codes alone, in registers. Adding `large` rounds, and leaves the code in the lowest byte; which way a tie goes does
+// not matter, as it is in doubt.
+template <bool Plain, bool Factor, typename Real>
 inline void guess_codes(const LowbitFinish<Real>& how, const FinishRows& rows) {
     const float zero = static_cast<float>(how.out_zero), high = static_cast<float>(how.out_most - how.out_zero);
-    const float low = how.relu ? 0.0f : -zero;
+    const float low = how.relu ? 0.0f : -zero, large = 0x1.8p23f + zero;
     const int shift = how.shift;
     const int64_t count = rows.count;  // bytes that are written might be those of rows
     const int32_t* __restrict const factor = how.row_factor + (Factor ? rows.first : 0);
@@ -179,16 +187,17 @@ inline void guess_codes(const LowbitFinish<Real>& how, const FinishRows& rows) {
         const int32_t* __restrict const acc = rows.acc + row * rows.acc_m;
         const int32_t row_sum = Factor ? rows.row_sums[row] : 0;
         uint8_t* __restrict const to = how.codes + rows.at + row * rows.stride + rows.first;
-        int32_t doubts = 0;
+        int32_t nearest_tie = 0;  // bits of floats that are not negative, in the same order
         for (int64_t c = 0; c < count; ++c) {
-            const int32_t sum = exact_sum<false, Factor>(acc[c], shift, row_sum, factor, offset, c);
+            const int32_t sum = Plain ? acc[c] : exact_sum<false, Factor>(acc[c], shift, row_sum, factor, offset, c);
             const float steps = static_cast<float>(sum) * scale[c] + bias[c];
             const float above = steps > low ? steps : low;
-            const float inside = above < high ? above : high, whole = nearest(inside);
-            doubts |= std::abs(inside - whole) + margin[c] < 0.5f ? 0 : 1;
-            to[c] = static_cast<uint8_t>(static_cast<int32_t>(whole + zero));
+            const float inside = above < high ? above : high, code = inside + large;
+            const int32_t distance = bits_of(std::abs(inside - (code - large)) + margin[c]);
+            nearest_tie = distance > nearest_tie ? distance : nearest_tie;
+            to[c] = static_cast<uint8_t>(bits_of(code));
         }
-        if (doubts) finish_row(how, rows, row);
+        if (nearest_tie >= bits_of(0.5f)) finish_row(how, rows, row);
     }
 }
 
@@ -232,7 +241,10 @@ inline void finish_floats(const LowbitFinish<Real>& how, const FinishRows& rows)
 template <typename Real>
 inline void finish_rows(const LowbitFinish<Real>& how, const FinishRows& rows) {
     if (how.guess.scale) {
-        how.row_factor ? guess_codes<true>(how, rows) : guess_codes<false>(how, rows);
+        if (how.plain)
+            guess_codes<true, false>(how, rows);
+        else
+            how.row_factor ? guess_codes<false, true>(how, rows) : guess_codes<false, false>(how, rows);
     } else if (how.y && !how.wide && !how.residual_codes) {
         const auto run = [&](auto factor, auto bias) {
             how.residual ? finish_floats<factor.value, bias.value, true>(how, rows)

@@ -35,9 +35,9 @@ struct LowbitPortable : LowbitScalarParts {
             for (int k = 0; k < 4; ++k) sum.lane[i] += a.byte[k] * b.lane[4 * i + k];
         return sum;
     }
-    static void pack(const PackedRows& rows, int64_t n0, int64_t count, int vectors, int half, uint8_t* scratch,
+    static void pack(const PackedRows& rows, int64_t n0, int64_t count, int vectors, SignedCodes how, uint8_t* scratch,
                      int8_t* to) {
-        pack_through<LowbitPortable>(rows, n0, count, vectors, half, scratch, to);
+        pack_through<LowbitPortable>(rows, n0, count, vectors, how, scratch, to);
     }
 
   private:

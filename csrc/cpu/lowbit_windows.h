@@ -72,6 +72,23 @@ class LowbitWindows {
             std::fill(to + row * row_bytes + used, to + (row + 1) * row_bytes, uint8_t{0});
     }
 
+    // Where those windows lie in `source`: to[tap * to_tap + row].
+    void point(int64_t first, int64_t last, const uint8_t* source, int64_t stride, const uint8_t* outside,
+               int64_t to_tap, const uint8_t** to) const {
+        const int64_t step = call_.stride.width;
+        for_segments(first, last, [&](int64_t at, int i, int64_t line, Columns columns) {
+            for (int j = 0; j < call_.kernel.width; ++j) {
+                const Columns inside = line < 0 ? Columns{columns.end, columns.end} : clip(columns_of(j), columns);
+                const int64_t left = int64_t{j} * call_.dilation.width - call_.padding.width;
+                const uint8_t** const places = to + (i * call_.kernel.width + j) * to_tap + at - columns.first;
+                std::fill(places + columns.first, places + inside.first, outside);
+                for (int64_t c = inside.first; c < inside.end; ++c)
+                    places[c] = source + (line + left + c * step) * stride;
+                std::fill(places + inside.end, places + columns.end, outside);
+            }
+        });
+    }
+
     // Of the same windows the sums of pixel_sums, [pixel of x][group of scales], to [group][row].
     void sum_rows(int64_t first, int64_t last, const int32_t* pixel_sums, int32_t* to) const {
         const int64_t groups = call_.scale_groups, rows = last - first, step = call_.stride.width;
