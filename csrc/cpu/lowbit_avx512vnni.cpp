@@ -66,7 +66,6 @@ struct LowbitAvx512 {
     // step's columns are written together, so that the lines follow each other, and asked for before.
     static void pack(const PackedRows& rows, int64_t n0, int64_t count, int vectors, SignedCodes how, uint8_t*,
                      int8_t* to) {
-        if (is_whole(rows.bits)) return pack_whole(rows, n0, count, vectors, how, to);
         const Unpacker unpacker(rows.bits);
         const __m512i less = _mm512_set1_epi8(static_cast<char>(how.less));
         const __m128i shift =
@@ -92,47 +91,6 @@ struct LowbitAvx512 {
                 SPOS_UNROLL
                 for (int i = 0; i < 16; ++i)
                     if (i < some) _mm512_storeu_ps(lines + i * width + vector * 64, square[i]);
-            }
-        }
-    }
-
-    // Where four bytes hold whole groups of four codes: they are turned round as they are packed, 16 rows x 16 times
-    // four bytes, so that a shift and a mask take each group from lanes that lie where its columns do.
-    static void pack_whole(const PackedRows& rows, int64_t n0, int64_t count, int vectors, SignedCodes how,
-                           int8_t* to) {
-        const int64_t groups = 8 / rows.bits, steps = (rows.k + 3) / 4, width = int64_t{vectors} * lanes * 4;
-        const int64_t bytes = packed_bytes(rows.k, rows.bits);
-        const __m512i less = _mm512_set1_epi8(static_cast<char>(how.less));
-        const __m512i mask = _mm512_set1_epi8(static_cast<char>(((1 << rows.bits) - 1) << how.shift));
-        __m512i shifts[8];
-        for (int64_t group = 0; group < groups; ++group) {
-            alignas(64) uint8_t by[64];  // within 64 bits, two rows
-            for (int64_t i = 0; i < 64; ++i)
-                by[i] = static_cast<uint8_t>((i % 8 / 4 * 32 + (4 * group + i % 4) * rows.bits + 64 - how.shift) % 64);
-            shifts[group] = _mm512_load_si512(by);
-        }
-        for (int64_t byte = 0; byte < bytes; byte += 64) {
-            const int64_t first_step = byte / 4 * groups, some = std::min(16 * groups, steps - first_step);
-            const __mmask64 there = first(bytes - byte);
-            int8_t* const lines = to + first_step * width;
-            for (int vector = 0; vector < vectors; ++vector) {
-                const uint8_t* const from = rows.data + (n0 + vector * lanes) * rows.row_bytes + byte;
-                const int64_t there_are = count - vector * lanes;
-                __m512 square[16];
-                SPOS_UNROLL
-                for (int i = 0; i < 16; ++i)
-                    square[i] = i < there_are
-                                    ? _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(there, from + i * rows.row_bytes))
-                                    : _mm512_setzero_ps();
-                transpose<Avx512F32>(square);
-                int8_t* line = lines + vector * 64;
-                SPOS_UNROLL
-                for (int i = 0; i < 16; ++i)
-                    for (int64_t group = 0; group < groups && i * groups + group < some; ++group, line += width) {
-                        const __m512i codes =
-                            _mm512_multishift_epi64_epi8(shifts[group], _mm512_castps_si512(square[i]));
-                        _mm512_storeu_si512(line, _mm512_sub_epi8(_mm512_and_si512(codes, mask), less));
-                    }
             }
         }
     }

@@ -2,7 +2,9 @@
 //
 // Work      pixels * outputs * k multiply-adds of integers, k = taps * channels.
 // Bytes     The codes of x, one each (four if they come as floats, once), the packed weights, and what finish writes.
-// Method    Weights are unpacked into panels once a call. A task takes some rows of pixels and a panel: it notes where
+// Method    Weights are unpacked into panels, once a call, or where they are more than L2 holds by each thread that
+// needs
+//           them, into a place that stays there. A task takes some rows of pixels and a panel: it notes where
 //           the taps of its pixels lie, and multiplies them there; sums of products become outputs while they are in
 //           L1. A panel stays in L2 while all rows pass by, and the map with it, nine times smaller than its windows.
 //           Bytes that do not come by fours, weights with scales of groups, and bit planes, into which pixels are
@@ -240,7 +242,9 @@ class Convolution {
         const bool by_panels = pointed && vectors * lanes_ * column > near_panels;
         const int64_t cuts = by_panels ? panels_ : std::clamp<int64_t>((enough + blocks - 1) / blocks, 1, panels_);
 
-        uint8_t* const panels = arena_.take<uint8_t>(vectors * lanes_ * column);
+        uint8_t* const panels = arena_.take<uint8_t>(by_panels ? threads_ * width * column : vectors * lanes_ * column);
+        constexpr int64_t apart = 8;  // lines of cache
+        int64_t* const packed_panels = arena_.take<int64_t>(threads_ * apart);
         uint8_t* const planes = arena_.take<uint8_t>(by_bits() ? in_pixels() * record_ : 0);
         int32_t* const pixel_sums = arena_.take<int32_t>(in_pixels() * call_.scale_groups);
         uint8_t* const outside = arena_.take<uint8_t>(record_ + 64);
@@ -256,14 +260,16 @@ class Convolution {
         if (counting_) return;
 
         for (int64_t group = 0; group < call_.groups; ++group) {
-            pack_panels(group, panels, column, scratches, scratch);
+            if (!by_panels) pack_panels(group, panels, column, scratches, scratch);
             prepare_pixels(group, planes, pixel_sums);
             const uint8_t* const source = by_bits() ? planes : codes_ + group * call_.inputs;
             const int64_t stride = by_bits() ? record_ : stride_;
             make_outside(outside);
+            std::fill(packed_panels, packed_panels + threads_ * apart, int64_t{-1});
             parallel_for(blocks * cuts, threads_, [&](int64_t begin, int64_t end, int slot) {
                 uint8_t* const own = gathered + slot * most * row_;
                 Rows rows{0, 0, own, row_, places + slot * most * taps(), most, 1, row_sums + slot * sums};
+                int64_t& packed = packed_panels[slot * apart];
                 for (int64_t task = begin; task < end; ++task) {
                     const int64_t block = by_panels ? task % blocks : task / cuts;
                     const int64_t cut = by_panels ? task / blocks : task % cuts;
@@ -280,9 +286,16 @@ class Convolution {
                     } else if (!by_bits()) {
                         for (int64_t row = 0; row < rows.count(); ++row) rows.places[row] = rows.a + row * rows.a_m;
                     }
-                    for (int64_t panel = panels_ * cut / cuts; panel < panels_ * (cut + 1) / cuts; ++panel)
-                        multiply(group, panel, rows, panels, column, accs + slot * most * width,
+                    for (int64_t panel = panels_ * cut / cuts; panel < panels_ * (cut + 1) / cuts; ++panel) {
+                        uint8_t* b = panels + first_vector(panel) * lanes_ * column;
+                        if (by_panels) {
+                            b = panels + slot * width * column;
+                            if (panel != packed) pack_panel(group, panel, scratches + slot * scratch, b);
+                            packed = panel;
+                        }
+                        multiply(group, panel, rows, b, accs + slot * most * width,
                                  lines + (call_.scale_groups > 1 ? slot * most * width : 0));
+                    }
                 }
             });
         }
@@ -303,27 +316,27 @@ class Convolution {
     int64_t first_vector(int64_t panel) const { return (call_.outputs + lanes_ - 1) / lanes_ * panel / panels_; }
 
     void pack_panels(int64_t group, uint8_t* panels, int64_t column, uint8_t* scratches, int64_t scratch) {
+        parallel_for(panels_, call_.outputs * call_.k() > 16384 ? threads_ : 1,
+                     [&](int64_t begin, int64_t end, int slot) {
+                         for (int64_t panel = begin; panel < end; ++panel)
+                             pack_panel(group, panel, scratches + slot * scratch,
+                                        panels + first_vector(panel) * lanes_ * column);
+                     });
+    }
+
+    void pack_panel(int64_t group, int64_t panel, uint8_t* scratch, uint8_t* to) const {
         const int64_t row_bytes = packed_bytes(call_.k(), call_.w_bits), part = call_.k() / call_.scale_groups;
         const uint8_t* const weight = call_.weight + group * call_.outputs * row_bytes;
-        parallel_for(
-            panels_, call_.outputs * call_.k() > 16384 ? threads_ : 1, [&](int64_t begin, int64_t end, int slot) {
-                for (int64_t panel = begin; panel < end; ++panel) {
-                    const int64_t vector = first_vector(panel), first = vector * lanes_;
-                    const int vectors = static_cast<int>(first_vector(panel + 1) - vector);
-                    const int64_t count = std::min(vectors * lanes_, call_.outputs - first);
-                    uint8_t* const own = scratches + slot * scratch;
-                    if (by_bits()) {
-                        body_.pack_bits({weight, row_bytes, call_.k(), call_.w_bits, taps()}, first, count, vectors,
-                                        own, reinterpret_cast<uint64_t*>(panels + first * column));
-                        continue;
-                    }
-                    for (int64_t i = 0; i < call_.scale_groups; ++i)
-                        body_.pack_dots(
-                            {weight + i * part * call_.w_bits / 8, row_bytes, part, call_.w_bits}, first, count,
-                            vectors, weight_codes_, own,
-                            reinterpret_cast<int8_t*>(panels + first * column + i * steps_ * 4 * vectors * lanes_));
-                }
-            });
+        const int64_t vector = first_vector(panel), first = vector * lanes_;
+        const int vectors = static_cast<int>(first_vector(panel + 1) - vector);
+        const int64_t count = std::min(vectors * lanes_, call_.outputs - first);
+        if (by_bits())
+            return body_.pack_bits({weight, row_bytes, call_.k(), call_.w_bits, taps()}, first, count, vectors, scratch,
+                                   reinterpret_cast<uint64_t*>(to));
+        for (int64_t i = 0; i < call_.scale_groups; ++i)
+            body_.pack_dots({weight + i * part * call_.w_bits / 8, row_bytes, part, call_.w_bits}, first, count,
+                            vectors, weight_codes_, scratch,
+                            reinterpret_cast<int8_t*>(to + i * steps_ * 4 * vectors * lanes_));
     }
 
     // Bit planes of the pixels, and the sums of their codes.
@@ -354,13 +367,11 @@ class Convolution {
             }
     }
 
-    void multiply(int64_t group, int64_t panel, const Rows& rows, const uint8_t* panels, int64_t column, int32_t* acc,
-                  Real* lines) const {
+    void multiply(int64_t group, int64_t panel, const Rows& rows, const uint8_t* b, int32_t* acc, Real* lines) const {
         const int64_t vector = first_vector(panel), n0 = vector * lanes_, count = rows.count();
         const int vectors = static_cast<int>(first_vector(panel + 1) - vector);
         const int64_t width = vectors * lanes_, part = call_.k() / call_.scale_groups;
         const int64_t all = call_.groups * call_.outputs;
-        const uint8_t* const b = panels + n0 * column;
         for (int64_t i = 0; i < call_.scale_groups; ++i) {
             if (by_bits()) {
                 body_.bits({count, taps(), words_, call_.x_bits, call_.w_bits,
