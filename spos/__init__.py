@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from spos.modules import fuse, unfuse
     from spos.nsga2 import NSGA2
     from spos.quantized import QuantizedConv2d, SlicedQuantizedConv2d
+    from spos.racing import Race
     from spos.retraining import RetrainResult, retrain
     from spos.run_directory import RunDirectory
     from spos.sliced import SlicedBatchNorm2d, SlicedConv2d, SlicedLinear, SlicedModule
@@ -84,6 +85,7 @@ _NAMES = {
     "spos.modules": ("fuse", "unfuse"),
     "spos.nsga2": ("NSGA2",),
     "spos.quantized": ("QuantizedConv2d", "SlicedQuantizedConv2d"),
+    "spos.racing": ("Race",),
     "spos.retraining": ("RetrainResult", "retrain"),
     "spos.run_directory": ("RunDirectory",),
     "spos.sliced": ("SlicedBatchNorm2d", "SlicedConv2d", "SlicedLinear", "SlicedModule"),

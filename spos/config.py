@@ -181,7 +181,9 @@ class SearchConfig:
     `method` is the paper's "evolution", "nsga2" for the trade-offs among `objectives`, or "aging" evolution with
     tournaments of `sample_size`; see `spos.Evolution`, `spos.NSGA2` and `spos.AgingEvolution`. `objectives` are
     "accuracy" and names of costs; the Pareto front of a result is over them, whatever the method. `repair` brings
-    children that a budget refuses within it instead of drawing random ones in their place.
+    children that a budget refuses within it instead of drawing random ones in their place. `racing`, a confidence such
+    as 0.99, stops scoring a candidate once it is that clear that it is not among the `places` best of the generations
+    before (see `spos.racing`); 0, the default, scores all on all images.
 
     `population` candidates start it; each of `generations` then adds `mutations` + `crossovers` children of the
     `parents` best so far (paper: 50, 20, 25, 25, 10; mutation probability 0.1 for each decision). Image counts are for
@@ -201,6 +203,7 @@ class SearchConfig:
     mutation_probability: float = 0.1
     sample_size: int = 25
     repair: bool = True
+    racing: float = 0.0
     max_flops: float = 0.0
     min_flops: float = 0.0
     max_params: float = 0.0
@@ -225,9 +228,17 @@ class SearchConfig:
             _require(getattr(self, name) >= 0, self, name, "a non-negative integer")
         _require(0 < self.mutation_probability <= 1, self, "mutation_probability", "a probability in (0, 1]")
         _require(self.calibration_images >= 2, self, "calibration_images", "an integer of at least 2")
+        _require(0 <= self.racing < 1, self, "racing", "a confidence below 1, such as 0.99, or 0 for no race")
+        races = self.method == "evolution"  # the others do not ask for the most accurate alone
+        _require(races or self.racing == 0, self, "racing", f"0, because method = {self.method!r} has no best few")
         for cost in ("flops", "params", "bitops", "latency", "peak_memory"):
             for name in (f"max_{cost}", f"min_{cost}"):
                 _require(getattr(self, name) >= 0, self, name, "a non-negative number, 0 for no bound")
+
+    @property
+    def places(self) -> int:
+        """How many of the best a race is about: the parents, at least ten."""
+        return max(10, self.parents)
 
     @property
     def evaluations(self) -> int:

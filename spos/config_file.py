@@ -81,6 +81,7 @@ HELP: dict[str, str] = {
     "search.parents": "best candidates so far that children come from",
     "search.mutation_probability": "that a mutation redraws a decision",
     "search.sample_size": 'of "aging": candidates in a tournament for a parent',
+    "search.racing": "confidence, such as 0.99, at which a candidate is dropped as not among the best; 0: never",
     "search.repair": "bring children beyond a budget within it; false draws random ones in their place",
     "search.max_flops": "budget: at most so many multiply-accumulates for one image; 0 for no bound",
     "search.min_flops": "at least so many; 0 for no bound",

@@ -7,6 +7,7 @@ twenty. Afterwards the supernet holds what it held before, so a score never depe
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spos.captured_step import CapturedEvaluation, reason_against
 from spos.prefix_sharing import MEMORY, Trie
+from spos.racing import Race
 from spos.space import Arch
 from spos.supernet import Supernet
 
@@ -47,6 +49,7 @@ def evaluate_population(
     *,
     share_prefixes: bool = True,
     memory: int = MEMORY,
+    race: Race | None = None,
     on_score: Callable[[Arch, Score], None] | None = None,
     on_batch: Callable[[float], None] | None = None,
 ) -> list[Score]:
@@ -61,6 +64,8 @@ def evaluate_population(
         are deterministic; all of them are done at the end.
         Without it, a network on a GPU runs as captured graphs where it can (`spos.captured_step.reason_against`).
     memory: bytes of activations that may be kept for that; beyond them some are computed again.
+    race: stop scoring a candidate once it is clear that it does not reach an accuracy (`spos.Race`); its score is that
+        of the images so far, and says how many they were. Requires images in random order.
     on_batch: called with the fraction of the work that is done, where prefixes are shared after each batch.
     """
     if not isinstance(net, Supernet):
@@ -70,7 +75,7 @@ def evaluate_population(
     checked = [net.space.arch(arch) for arch in archs]
     trie = _trie(net, checked, memory) if share_prefixes and len(set(checked)) > 1 else None
     if trie is not None:
-        scores = _evaluate_shared(net, trie, len(checked), calibration, validation, on_batch or (lambda _: None))
+        scores = _evaluate_shared(net, trie, len(checked), calibration, validation, race, on_batch or (lambda _: None))
         for arch, score in zip(checked, scores, strict=True):
             if on_score:
                 on_score(arch, score)
@@ -81,10 +86,10 @@ def evaluate_population(
         modules = list(net.path_modules(arch))
         with net.path(arch), _borrowed(modules):
             if captured is not None:
-                scores.append(_score_captured(captured, arch, modules, calibration, validation))
+                scores.append(_score_captured(captured, arch, modules, calibration, validation, race))
             else:
                 recalibrate_modules(modules, net.module, calibration)
-                scores.append(classify(net.module, validation))
+                scores.append(_classify(net.module, validation, _limits(race, validation)))
         if on_score:
             on_score(arch, scores[-1])
     return scores
@@ -104,8 +109,10 @@ def _evaluate_shared(
     count: int,
     calibration: Sequence[Tensor],
     validation: Sequence[tuple[Tensor, Tensor]],
+    race: Race | None,
     on_batch: Callable[[float], None],
 ) -> list[Score]:
+    limits = _limits(race, validation)
     batches = len(calibration) + len(validation)
     modules, device = list(net.module.modules()), _device(net.module)
     tallies = [_Tally() for _ in range(count)]
@@ -125,6 +132,9 @@ def _evaluate_shared(
                         tallies[candidate].add(logits, y)
 
                 trie.walk(x.to(device, non_blocking=True), add)
+                limit = limits[number - len(calibration) - 1]
+                if limit >= 0:
+                    trie.drop({c for c, tally in enumerate(tallies) if tally.correct <= limit})
                 on_batch(number / batches)
     return [tally.score() for tally in tallies]
 
@@ -135,6 +145,7 @@ def _score_captured(
     modules: Sequence[nn.Module],
     calibration: Sequence[Tensor],
     validation: Sequence[tuple[Tensor, Tensor]],
+    race: Race | None,
 ) -> Score:
     if not calibration:
         raise ValueError("calibration is empty: expected at least one batch of images")
@@ -144,9 +155,16 @@ def _score_captured(
     for x in calibration:
         captured.calibrate(arch, x)
     tally = _Tally()
-    for x, y in validation:
+    for (x, y), limit in zip(validation, _limits(race, validation), strict=True):
         tally.add(captured.logits(arch, x), y)
+        if tally.correct <= limit:
+            break
     return tally.score()
+
+
+def _limits(race: Race | None, validation: Sequence[tuple[Tensor, Tensor]]) -> list[int]:
+    """Return for each batch the most right so far with which a candidate is out; -1 for none."""
+    return [-1] * len(validation) if race is None else race.limits([len(y) for _, y in validation])
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -175,10 +193,16 @@ def recalibrate_modules(modules: Sequence[nn.Module], model: nn.Module, batches:
 
 def classify(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Score:
     """Score a model on batches of (images, labels), in eval mode; restores the mode it was in."""
+    return _classify(model, batches, itertools.repeat(-1))
+
+
+def _classify(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], limits: Iterable[int]) -> Score:
     tally = _Tally()
     with _evaluating(list(model.modules())), torch.no_grad():
-        for x, y in batches:
+        for (x, y), limit in zip(batches, limits, strict=False):
             tally.add(model(x.to(_device(model), non_blocking=True)), y)
+            if tally.correct <= limit:
+                break
     if tally.images == 0:
         raise ValueError("no images to classify: expected at least one batch")
     return tally.score()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spos.budgets import bounds_of
 from spos.config import SearchConfig
-from spos.costs import Constraint, UnsatisfiableError, bitops, flops, latency, params
+from spos.costs import Constraint, UnsatisfiableError, bitops, flops, latency, params, peak_memory
 from spos.data import Data
 from spos.evaluation import Score, evaluate_population
 from spos.identity import Run, hash_weights, identity_of, opened
@@ -28,6 +28,7 @@ from spos.nsga2 import NSGA2, objective_of
 from spos.pareto import front
 from spos.progress import Progress
 from spos.quantized import has_bits
+from spos.racing import Race
 from spos.ranking import ranking_key
 from spos.score_store import SCORING, scores_of, scoring_of
 from spos.space import Arch
@@ -45,8 +46,10 @@ class Candidate:
     """A scored architecture: validation `accuracy`, `top5` and `loss`, costs, and where it came from.
 
     `index` counts evaluations from 0, `generation` 0 is the first population; `seconds` is what scoring it took.
-    `bitops` is None in a space without bit widths, `latency`, predicted, in milliseconds, where none was measured.
-    `reused` says that another search had scored it, with the same supernet on the same images.
+    `bitops` is None in a space without bit widths, `latency`, predicted, in milliseconds, where none was measured,
+    `peak_memory`, in bytes, where neither a bound nor an objective is about it.
+    `reused` says that another search had scored it, with the same supernet on the same images. `images` is how many it
+    was scored on: fewer than others' where it was dropped from a race (`SearchConfig.racing`).
     """
 
     index: int
@@ -62,6 +65,8 @@ class Candidate:
     bitops: float | None = None
     latency: float | None = None
     reused: bool = False
+    images: int | None = None
+    peak_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,8 @@ def _search(
     calibration = data.calibration_batches(images, config.eval_batch_size, seed)
     validation = data.validation_batches(config.validation_images, config.eval_batch_size, seed)
     scoring = scoring_of(net.space.fingerprint(), weights, identity["data"], config, seed)
+    total = sum(len(y) for _, y in validation)
+    counts_memory = "peak_memory" in [*(c.cost.name for c in strategy.constraints), *config.objectives]
     history: list[Candidate] = []
     with opened(run, kind="search", config=dataclasses.asdict(config), identity=identity) as directory:
         known, elsewhere = {}, dict(scores_of(reuse, scoring))
@@ -177,6 +184,8 @@ def _search(
             elsewhere |= scores_of([directory.path], scoring)
 
         def keep(candidate: Candidate) -> None:
+            if counts_memory:
+                candidate = dataclasses.replace(candidate, peak_memory=int(peak_memory(net, candidate.arch)))
             history.append(candidate)
             if directory:
                 directory.append(name, dataclasses.asdict(candidate))
@@ -189,12 +198,17 @@ def _search(
             history += sorted((known[arch] for arch in archs if arch in known), key=lambda c: c.index)
             new = [arch for arch in archs if arch not in known]
             for arch in [arch for arch in new if arch in elsewhere]:
-                keep(_candidate(net, len(history), number, arch, origins[arch], elsewhere[arch], 0.0, reused=True))
+                known_score = dataclasses.replace(elsewhere[arch], images=total)
+                keep(_candidate(net, len(history), number, arch, origins[arch], known_score, 0.0, reused=True))
             new = [arch for arch in new if arch not in elsewhere]
+            race = None
+            if config.racing:
+                before = [c.accuracy for c in history if c.generation < number and c.images == total]
+                race = Race.among(before, config.places, config.racing)
             for group in range(0, len(new), GROUP):
                 some = [(arch, origins[arch]) for arch in new[group : group + GROUP]]
                 show = _progress_of(name, history, len(some), config.evaluations, progress)
-                _score_group(net, number, len(history), some, calibration, validation, keep, show)
+                _score_group(net, number, len(history), some, calibration, validation, race, keep, show)
                 if directory:
                     directory.flush()
             scores = {c.arch: c for c in history}
@@ -208,8 +222,9 @@ def _search(
                 f"{net.name} reaches {reach}"
             )
         order = rank(history)
-        points = [[-c.accuracy if cost is None else cost(c.arch) for cost in objectives] for c in history]
-        pareto = sorted((history[i] for i in front(points)), key=lambda c: (-c.accuracy, c.index))
+        whole = [c for c in history if c.images == total]
+        points = [[-c.accuracy if cost is None else cost(c.arch) for cost in objectives] for c in whole]
+        pareto = sorted((whole[i] for i in front(points)), key=lambda c: (-c.accuracy, c.index))
         result = SearchResult(order[0], tuple(history), tuple(order[: config.parents]), tuple(pareto))
         if directory:
             summary = {
@@ -219,6 +234,10 @@ def _search(
                 "objectives": list(config.objectives),
                 "pareto": [c.arch.to_json() for c in result.pareto],
             }
+            if config.racing:
+                scored = [c for c in history if not c.reused]
+                summary["dropped"] = len(scored) - sum(c.images == total for c in scored)
+                summary["validation_share"] = sum(c.images or 0 for c in scored) / (total * max(1, len(scored)))
             directory.write_json("result" if name == "evolution" else f"result-{name}", summary)
     return result
 
@@ -244,6 +263,7 @@ def _score_group(
     drawn: Sequence[tuple[Arch, Origin]],
     calibration: Sequence[Tensor],
     validation: Sequence[tuple[Tensor, Tensor]],
+    race: Race | None,
     keep: Callable[[Candidate], None],
     show: Callable[[float], None],
 ) -> None:
@@ -266,7 +286,7 @@ def _score_group(
         index, clock = index + 1, time.perf_counter()
 
     archs = [arch for arch, _ in drawn]
-    evaluate_population(net, archs, calibration, validation, on_score=on_score, on_batch=on_batch)
+    evaluate_population(net, archs, calibration, validation, race=race, on_score=on_score, on_batch=on_batch)
 
 
 def _candidate(
@@ -293,6 +313,7 @@ def _candidate(
         bitops=bitops(net, arch) if has_bits(net) else None,
         latency=latency(net, arch) if latency.known(net) else None,
         reused=reused,
+        images=score.images,
     )
 
 

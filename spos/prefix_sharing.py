@@ -12,7 +12,7 @@ are computed again instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -138,6 +138,17 @@ class Trie:
                     module.reset_running_stats()
                     norms = True
         return norms
+
+    def drop(self, candidates: Set[int]) -> None:
+        """Leave these candidates, and what leads to no other, out of what follows."""
+
+        def alive(nodes: list[Node]) -> list[Node]:
+            for node in nodes:
+                node.candidates = [c for c in node.candidates if c not in candidates]
+                node.children = alive(node.children)
+            return [node for node in nodes if node.candidates or node.children]
+
+        self._roots = alive(self._roots)
 
     def walk(self, x: Tensor, visit: Callable[[list[int], Tensor], None]) -> None:
         """Run a batch along all paths; `visit` is given the candidates that end in each result."""

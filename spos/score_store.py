@@ -50,7 +50,11 @@ def scores_of(directories: Iterable[str | os.PathLike[str]], scoring: dict[str, 
         if not path.is_file() or read_json_object(path) != scoring:
             continue
         for stream in _STREAMS:
-            for record in records.read(directory / f"{stream}.jsonl"):
+            stored = records.read(directory / f"{stream}.jsonl")
+            whole = max((record.get("images") or 0 for record in stored), default=0)
+            for record in stored:
+                if (record.get("images") or whole) < whole:
+                    continue  # dropped from a race
                 score = Score(record["accuracy"], record["top5"], record["loss"], 0)
                 found.setdefault(Arch(record["arch"]), score)
     return found

@@ -71,7 +71,8 @@ BITOPS = CostAxis(
 
 LATENCY = CostAxis("latency", "latency", "ms", 1.0, "predicted latency, ms")
 PARAMS = CostAxis("params", "parameters", "M parameters", 1e6, "parameters, millions")
-_AXES = {axis.key: axis for axis in (FLOPS, PARAMS, BITOPS, LATENCY)}
+PEAK_MEMORY = CostAxis("peak_memory", "peak memory", "MB", 1e6, "peak of the activations of one image, MB")
+_AXES = {axis.key: axis for axis in (FLOPS, PARAMS, BITOPS, LATENCY, PEAK_MEMORY)}
 
 
 @dataclass(frozen=True)

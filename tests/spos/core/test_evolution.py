@@ -113,7 +113,7 @@ def test_the_last_generation_counts(net, data, monkeypatch):
     """A candidate that is best and comes last is the one returned."""
     scored = []
 
-    def evaluate(net, archs, calibration, validation, on_score, on_batch):
+    def evaluate(net, archs, calibration, validation, *, on_score, **_):
         for arch in archs:
             scored.append(arch)
             on_score(arch, spos.Score(len(scored) / 100, 1.0, 1.0, 10))
