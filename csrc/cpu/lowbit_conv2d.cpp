@@ -3,21 +3,20 @@
 // Work      pixels * outputs * k multiply-adds of integers, k = taps * channels.
 // Bytes     The codes of x, one each (four if they come as floats, once), the packed weights, and what finish writes.
 // Method    Weights are unpacked into panels, once a call, or where they are more than L2 holds by each thread that
-// needs
-//           them, into a place that stays there. A task takes some rows of pixels and a panel: it notes where
-//           the taps of its pixels lie, and multiplies them there; sums of products become outputs while they are in
-//           L1. A panel stays in L2 while all rows pass by, and the map with it, nine times smaller than its windows.
+//           needs them, into a place that stays there. A task takes some rows of pixels and a panel: it notes where the
+//           taps of its pixels lie, and multiplies them there; sums of products become outputs while they are in L1. A
+//           panel stays in L2 while all rows pass by, and the map with it, nine times smaller than its windows.
 //           Bytes that do not come by fours, weights with scales of groups, and bit planes, into which pixels are
 //           turned beforehand, are gathered (im2row) into a block that stays in L2 while some panels pass by.
 #include "cpu/lowbit_conv2d.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "core/arena.h"
 #include "core/parallel.h"
 #include "cpu/lowbit_guess.h"
 #include "cpu/lowbit_windows.h"
+#include "cpu/lowbit_zeros.h"
 
 namespace spos {
 namespace {
@@ -33,20 +32,17 @@ class Convolution {
           arena_(workspace),
           counting_(!workspace),
           threads_(threads),
-          shift_(call.finish.shift) {}
+          zeros_(call) {}
 
     size_t run() {
         const int64_t outputs = call_.groups * call_.outputs * call_.scale_groups;
-        row_factor_ = arena_.take<int32_t>(outputs);
-        offset_ = arena_.take<int64_t>(outputs);
-        low_offset_ = arena_.take<int32_t>(outputs);
+        zeros_.prepare(arena_, counting_);
         float* const guess = arena_.take<float>(guesses() ? 3 * outputs : 0);
-        if (!counting_) prepare_finish();
-        if (!counting_ && guesses() && !wide_)
+        if (!counting_ && guesses() && !zeros_.wide())
             guess_ = make_lowbit_guess(call_.finish, call_.multiplier, outputs, guess);
         quantize();
         // The depthwise loop sums whole results in 32 bits.
-        const int64_t largest = ((int64_t{1} << call_.x_bits) - 1) * (int64_t{multiple()} << call_.w_bits);
+        const int64_t largest = ((int64_t{1} << call_.x_bits) - 1) * (int64_t{zeros_.multiple()} << call_.w_bits);
         if (call_.groups > 1 && call_.inputs == 1 && call_.outputs == 1 && taps() * largest <= INT32_MAX)
             depthwise();
         else if (call_.method == LowbitMethod::row)
@@ -60,50 +56,6 @@ class Convolution {
     bool by_bits() const { return call_.method == LowbitMethod::bits; }
     int64_t in_pixels() const { return call_.batch * call_.in_height * call_.in_width; }
     int64_t taps() const { return static_cast<int64_t>(call_.kernel.height) * call_.kernel.width; }
-    int multiple() const { return 1 << call_.finish.shift; }
-    // A zero times `multiple`.
-    int32_t zero_of(int64_t n) const { return call_.finish.shift ? call_.twice_zero[n] : call_.twice_zero[n] / 2; }
-
-    // S = multiple * acc + sum(x) * row_factor + offset, acc being sum(x * (code - half)), half 0 but for dots; or,
-    // where all zeros are the same and multiple * code - zero is a signed byte, acc + offset, acc being the sum of x
-    // times that.
-    void prepare_finish() {
-        const int64_t count = call_.groups * call_.outputs * call_.scale_groups, k = call_.k() / call_.scale_groups;
-        const int64_t half = call_.method == LowbitMethod::dots ? int64_t{1} << (call_.w_bits - 1) : 0;
-        const int64_t most_x = (1 << call_.x_bits) - 1, most_w = (1 << call_.w_bits) - 1;
-        const int64_t far_x = std::max<int64_t>(call_.x_zero, most_x - call_.x_zero);
-        int32_t smallest = zero_of(0), largest = smallest;
-        const int32_t plain = static_cast<int32_t>(multiple() * half);
-        const int less = 1 - call_.finish.shift;  // locals, so that the loop becomes vectors
-        const int32_t* const twice_zero = call_.twice_zero;
-        int32_t* __restrict const row_factor = row_factor_;
-        for (int64_t n = 0; n < count; ++n) {
-            const int32_t zero = twice_zero[n] >> less;
-            row_factor[n] = plain - zero;
-            smallest = std::min(smallest, zero), largest = std::max(largest, zero);
-        }
-        any_factor_ = smallest != plain || largest != plain;
-        const int64_t far_w = std::max(
-            {int64_t{largest}, std::abs(multiple() * most_w - smallest), std::abs(multiple() * most_w - largest)});
-        wide_ = k * far_x * far_w > INT32_MAX;
-        weight_codes_ = {0, static_cast<int>(half)};
-        if (call_.method == LowbitMethod::dots && !wide_ && smallest == largest && smallest <= 128 &&
-            multiple() * most_w - smallest <= 127) {
-            weight_codes_ = {call_.finish.shift, smallest};
-            shift_ = 0, any_factor_ = false;
-        }
-        const int64_t most_less = weight_codes_.less, most_code = (most_w << weight_codes_.shift) - most_less;
-        large_ = 2 * most_x * std::max(most_less, most_code) > INT16_MAX;
-        if (call_.x_zero == 0) {
-            std::fill(offset_, offset_ + count, int64_t{0});
-            std::fill(low_offset_, low_offset_ + count, 0);
-            return;
-        }
-        for (int64_t n = 0; n < count; ++n) {
-            offset_[n] = -call_.x_zero * (multiple() * int64_t{call_.sums[n]} - k * zero_of(n));
-            low_offset_[n] = static_cast<int32_t>(static_cast<uint32_t>(offset_[n]));
-        }
-    }
 
     // Are codes all that is wanted?
     bool guesses() const {
@@ -114,13 +66,8 @@ class Convolution {
     LowbitFinish<Real> finish_of(int64_t scale_group) const {
         LowbitFinish<Real> finish = call_.finish;
         const int64_t at = scale_group * call_.groups * call_.outputs;
-        finish.shift = shift_;
-        finish.plain = shift_ == 0 && !any_factor_ && call_.x_zero == 0;
-        finish.row_factor = any_factor_ ? row_factor_ + at : nullptr;
-        finish.offset = offset_ + at;
-        finish.low_offset = low_offset_ + at;
+        zeros_.tell(finish, at);
         finish.multiplier = call_.multiplier ? call_.multiplier + at : nullptr;
-        finish.wide = wide_;
         finish.guess = guess_;
         return finish;
     }
@@ -149,8 +96,9 @@ class Convolution {
         const int64_t row_bytes = packed_bytes(taps, call_.w_bits);
         for (int64_t c = 0; c < channels; ++c) {
             body_.unpack(call_.weight + c * row_bytes, taps, call_.w_bits, row);
-            for (int64_t tap = 0; tap < taps; ++tap) weight[tap * channels + c] = multiple() * row[tap] - zero_of(c);
-            offset_[c] = low_offset_[c] = 0;  // the zeros are taken off at once
+            for (int64_t tap = 0; tap < taps; ++tap)
+                weight[tap * channels + c] = zeros_.multiple() * row[tap] - zeros_.of(c);
+            zeros_.forget(c);
         }
         LowbitFinish<Real> finish = finish_of(0);
         finish.row_factor = nullptr, finish.shift = 0, finish.wide = false;
@@ -279,7 +227,7 @@ class Convolution {
                         rows.a = source + rows.first * stride, rows.a_m = stride;
                     else if (!pointed)
                         windows_.gather(body_, rows.first, rows.end, source, stride, outside, record_, row_, own);
-                    if (any_factor_) windows_.sum_rows(rows.first, rows.end, pixel_sums, rows.sums);
+                    if (zeros_.any_factor()) windows_.sum_rows(rows.first, rows.end, pixel_sums, rows.sums);
                     if (pointed && !in_place) {
                         windows_.point(rows.first, rows.end, source, stride, outside, most, rows.places);
                         rows.taps = taps();
@@ -335,13 +283,13 @@ class Convolution {
                                    reinterpret_cast<uint64_t*>(to));
         for (int64_t i = 0; i < call_.scale_groups; ++i)
             body_.pack_dots({weight + i * part * call_.w_bits / 8, row_bytes, part, call_.w_bits}, first, count,
-                            vectors, weight_codes_, scratch,
+                            vectors, zeros_.weight_codes(), scratch,
                             reinterpret_cast<int8_t*>(to + i * steps_ * 4 * vectors * lanes_));
     }
 
     // Bit planes of the pixels, and the sums of their codes.
     void prepare_pixels(int64_t group, uint8_t* planes, int32_t* sums) {
-        if (!by_bits() && !any_factor_) return;
+        if (!by_bits() && !zeros_.any_factor()) return;
         const int64_t pixels = in_pixels(), part = call_.inputs / call_.scale_groups;
         parallel_for(chunks(pixels), threads_, [&](int64_t begin, int64_t end) {
             for (int64_t pixel = begin * chunk; pixel < std::min(end * chunk, pixels); ++pixel) {
@@ -349,7 +297,7 @@ class Convolution {
                 if (by_bits())
                     body_.planes(codes, call_.inputs, call_.x_bits, words_,
                                  reinterpret_cast<uint64_t*>(planes + pixel * record_));
-                for (int64_t i = 0; any_factor_ && i < call_.scale_groups; ++i)
+                for (int64_t i = 0; zeros_.any_factor() && i < call_.scale_groups; ++i)
                     sums[pixel * call_.scale_groups + i] = body_.sum(codes + i * part, part);
             }
         });
@@ -379,7 +327,8 @@ class Convolution {
                             reinterpret_cast<const uint64_t*>(b), vectors, acc, width});
             } else {
                 body_.dots({count, rows.taps, steps_ / rows.taps, rows.places, rows.places_tap, i * part,
-                            reinterpret_cast<const int8_t*>(b + i * steps_ * 4 * width), vectors, acc, width, large_});
+                            reinterpret_cast<const int8_t*>(b + i * steps_ * 4 * width), vectors, acc, width,
+                            zeros_.large()});
             }
             finish_group(i,
                          {count, group * call_.outputs + n0, std::min(width, call_.outputs - n0), acc, width,
@@ -398,13 +347,8 @@ class Convolution {
     Arena arena_;
     bool counting_;
     int threads_;
-    int shift_;  // of sums
-    SignedCodes weight_codes_{};
-    int32_t* row_factor_ = nullptr;
-    int64_t* offset_ = nullptr;
-    int32_t* low_offset_ = nullptr;
+    LowbitZeros<Real> zeros_;
     LowbitGuess guess_{};
-    bool any_factor_ = false, wide_ = false, large_ = false;
     const uint8_t* codes_ = nullptr;
     int64_t stride_ = 0;
     int64_t lanes_ = 0, panels_ = 0, words_ = 0, record_ = 0, steps_ = 0, row_ = 0;
