@@ -52,10 +52,17 @@ class CapturedStep:
             descent=Descent(config.momentum, config.weight_decay, config.nesterov, config.clip_norm),
         )
         self._replay: Callable[[], None] | None = None
+        self._places = _places(net)
 
     def take(self, batches: Batches, number: int, lr: float, window: Window) -> None:
         step = self._step
         x, y = next(batches)
+        _check_labels(y, step.logits.shape[1])
+        if self._places != _places(self._net):
+            raise RuntimeError(
+                f"a parameter or statistic of {self._net.name} is not where it was when the step was captured: "
+                "expected changes in place (`weight.copy_(...)` instead of `weight.data = ...`)"
+            )
         step.images.copy_(x, non_blocking=True)
         step.labels.copy_(y, non_blocking=True)
         step.arch.copy_(torch.tensor(self._path(number), dtype=torch.int32), non_blocking=True)
@@ -105,6 +112,8 @@ class CapturedEvaluation:
 
     def _run(self, name: str, arch: Sequence[int], images: Tensor) -> NetworkPass:
         shape = tuple(images.shape)
+        if images.dtype is not torch.float32:
+            raise TypeError(f"images are {images.dtype}: expected torch.float32, as the network's weights")
         if shape not in self._passes:
             _, eps = _momentum_and_eps(self._network)
             network = network_of(self._network)
@@ -117,6 +126,17 @@ class CapturedEvaluation:
         else:
             self._replays[name, shape] = capture(getattr(whole, name), self._backend, whole.images.device)
         return whole
+
+
+def _places(net: Supernet) -> list[int]:
+    return [t.data_ptr() for t in (*net.parameters(), *net.buffers())]
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    """Only of labels that lie in main memory, where it makes nobody wait."""
+    if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        found = f"{int(labels.min())} to {int(labels.max())}"
+        raise ValueError(f"labels are {found}: expected 0 to {classes - 1}, as many as the network has outputs")
 
 
 def reason_against(net: Supernet, config: SGDConfig | None = None) -> str | None:

@@ -135,6 +135,11 @@ def describe(
     arriving = channels // 2 if stride == 1 else channels
     main = _chain(x, branch.main, f"{where}.main", arriving, stride, training, momentum)
     proj = _chain(x, branch.proj, f"{where}.proj", arriving, stride, training, momentum) if stride == 2 else ()
+    if proj and proj[-1].out_channels != channels:
+        raise ValueError(
+            f"{where}.proj[1].weight has shape {list(proj[-1].tensors.weight.shape)}: expected "
+            f"[{channels}, {channels}, 1, 1], as many outputs as x has channels"
+        )
     beside = proj[-1].out_channels if proj else channels - arriving
     last = main[-1]
     return Block(x, main, proj, (batch, beside + last.out_channels, last.height, last.width))

@@ -132,6 +132,13 @@ def test_the_projection_is_checked_too(function: Any) -> None:
     with pytest.raises(ValueError, match=r"branches\[2\]\.proj\[1\]\.weight has shape \[6, 5, 1, 1\]: 6 channels"):
         call(function, given | {"branches": with_layer(given["branches"], "proj", 1, weight=torch.zeros(6, 5, 1, 1))})
     given = arguments(stride=2)
+    for outputs in (4, 8):
+        norm = {name: torch.ones(outputs) for name in ("gamma", "beta", "running_mean", "running_var")}
+        other = with_layer(given["branches"], "proj", 1, weight=torch.zeros(outputs, 6, 1, 1), **norm)
+        with pytest.raises(
+            ValueError, match=rf"proj\[1\]\.weight has shape \[{outputs}, 6, 1, 1\]: expected \[6, 6, 1"
+        ):
+            call(function, given | {"branches": other})
     with pytest.raises(ValueError, match=r"branches\[2\]\.proj has 2 convolutions: expected none at stride 1"):
         call(function, given | {"stride": 1})
     with pytest.raises(ValueError, match=r"branches\[2\]\.proj has 1 convolutions: expected a depthwise and a"):

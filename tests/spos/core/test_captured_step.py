@@ -112,6 +112,28 @@ def test_all_steps_replay_the_launches_of_the_first() -> None:
     assert untouched and all(".choice_x." in name or ".3." in name for name in untouched)  # the fourth choice's
 
 
+def test_labels_images_and_weights_that_do_not_fit_are_refused() -> None:
+    net = supernet()
+    step = CapturedStep(net, lambda _: (0, 0, 0), CONFIG, 0)
+    x = torch.randn(6, 1, 8, 8, device=DEVICE)
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+
+    def take(labels: torch.Tensor) -> None:
+        step.take(iter([(x, labels)]), 0, 0.1, spos.steps.Window())
+
+    take(y)
+    with pytest.raises(ValueError, match="labels are 0 to 3: expected 0 to 2"):
+        take(torch.tensor([0, 1, 2, 3, 1, 2]))
+    with pytest.raises(ValueError, match="labels are -1 to 2"):
+        take(torch.tensor([0, 1, 2, -1, 1, 2]))
+    with pytest.raises(TypeError, match=r"images are torch.uint8: expected torch.float32"):
+        CapturedEvaluation(net).logits((0, 0, 0), torch.zeros(2, 1, 8, 8, dtype=torch.uint8, device=DEVICE))
+    weight = next(net.parameters())
+    weight.data = weight.data.clone(memory_format=torch.preserve_format)
+    with pytest.raises(RuntimeError, match="is not where it was when the step was captured"):
+        take(y)
+
+
 def test_interrupted_and_resumed_to_the_bit(tmp_path: Any) -> None:
     whole = supernet()
     spos.train_supernet(whole, make_data(), config=CONFIG, run=tmp_path / "whole")
