@@ -37,8 +37,8 @@ def choice_block(
     """Run branch `choice` of a ShuffleNet V2 choice block (arXiv 1904.00420, appendix). Differentiable once.
 
     Stride 1: the even channels of x pass, the odd ones go through `main`, and the result is [passed, main]. Stride 2:
-    it is [proj(x), main(x)], and `proj` has C outputs. Every convolution is followed by batch normalisation, every pointwise one by ReLU too
-    (see `ConvBN`). Only `branches[choice]` is read, updated or given gradients.
+    it is [proj(x), main(x)], `proj` having C outputs. Every convolution is followed by batch normalisation, every
+    pointwise one by ReLU too (see `ConvBN`). Only `branches[choice]` is read, updated or given gradients.
 
     x: [N, C, H, W] float32 or float64, on backends "cuda" and "cuda-emulated" float32, float16 or bfloat16; C even at
         stride 1. channels_last tensors and slices of their channels are read in place, other layouts are copied first.
