@@ -114,6 +114,12 @@ class Search:
         return [c for _, s in self.ways for c in s.candidates]
 
     @property
+    def whole(self) -> list[Record]:
+        """Those that were scored on all images, and not dropped from a race before."""
+        most = max((c.get("images") or 0 for c in self.candidates), default=0)
+        return [c for c in self.candidates if (c.get("images") or most) == most]
+
+    @property
     def best(self) -> Record | None:
         """The best that evolution found, or random search where there is no evolution."""
         return next((s.best for _, s in self.ways if s.best), None)

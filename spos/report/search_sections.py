@@ -41,6 +41,9 @@ def _progress(run: RunData, search: Search) -> str:
     reused = sum(bool(c.get("reused")) for c in search.candidates)
     if reused:
         caption += f" Scores of {reused:,} were taken over from other searches of this supernet."
+    dropped = len(search.candidates) - len(search.whole)
+    if dropped:
+        caption += f" {dropped:,} were dropped before they had seen all images, as they could not be among the best."
     images = validation_images(run, search.config)
     best = search.best
     if images and best:
@@ -69,7 +72,7 @@ def _scatter(search: Search, cost: CostAxis) -> str:
 
 def _front(run: RunData, search: Search, cost: CostAxis) -> str:
     """The Pareto front of all candidates, and the hypervolume over evaluations of each way of searching."""
-    members = analysis.pareto(search.candidates, cost.key)
+    members = analysis.pareto(search.whole, cost.key)
     curves = search_charts.hypervolumes(search, cost)
     ends = " and ".join(f"{100 * curve[-1]:.1f}% by {name}" for name, curve in curves)
     caption = (

@@ -136,6 +136,18 @@ def report(path: Path) -> Page:
     return Page(write_report(path).read_text())
 
 
+def test_candidates_dropped_from_a_race_are_counted_and_not_on_the_front(tmp_path: Path) -> None:
+    add_supernet(tmp_path)
+    (tmp_path / "space.json").write_text(json.dumps(SPACE))
+    add_search(tmp_path, [0.5, 0.6], "evolution", finished=False, images=400)
+    plain = " ".join(report(tmp_path).words)
+    assert "were dropped" not in plain
+    add_search(tmp_path, [0.55, 0.65, 0.7], "random", images=128)
+    raced = " ".join(report(tmp_path).words)
+    assert "3 were dropped before they had seen all images" in raced
+    assert "the 2 candidates, of either way" in raced  # cheap and good ones; the dropped ones seem better
+
+
 @pytest.fixture
 def complete(tmp_path: Path) -> Path:
     add_supernet(tmp_path)
