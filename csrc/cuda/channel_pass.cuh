@@ -245,8 +245,8 @@ __global__ void __launch_bounds__(pass_threads, Op::inputs == 2 ? 2 : 3)
         const int64_t in_last_row = last_row * plan.row_vectors + column;
         const int64_t column_end = in_last_row < vectors ? plan.rows : last_row;
         const int64_t end = first + plan.rows_of_group < column_end ? first + plan.rows_of_group : column_end;
-        const unsigned left = row < end ? static_cast<unsigned>(end - row) : 0;
-        const int count = static_cast<int>((left + rows_at_once - 1) / rows_at_once);
+        // A row behind the end is so by less than rows_at_once.
+        const int count = static_cast<int>(static_cast<unsigned>(end - row + rows_at_once - 1) / rows_at_once);
         visit_vectors(op, plan.aligned, k, (row * plan.row_vectors + column) * vector,
                       rows_at_once * plan.row_vectors * vector, count, sums);
         // The elements behind the last whole vector.

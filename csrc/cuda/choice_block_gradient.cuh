@@ -112,11 +112,11 @@ struct TakeSums {
     }
 };
 
-// n channels, which are a vector or one.
+// n channels, which are a vector or one that exists.
 template <typename T, int n>
 __device__ __forceinline__ void load_channels(const T* from, int there, bool aligned, float (&value)[n]) {
     if constexpr (n == 1)
-        value[0] = there > 0 ? to_float(*from) : 0.0f;
+        value[0] = to_float(*from);
     else
         load_some(from, there, aligned, value);
 }

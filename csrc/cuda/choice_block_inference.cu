@@ -27,7 +27,6 @@ __global__ void __launch_bounds__(GemmTile::threads, 2)
     const Normalisation first_norm = normalisation_of(block, first, coefficients);
     const Normalisation depthwise_norm = normalisation_of(block, depthwise, coefficients + 3 * depthwise.outputs);
     const Normalisation last_norm = normalisation_of(block, last, last_coefficients);
-    __syncthreads();
 
     // What the part before left is normalised already.
     Map<T> input = input_of<T>(block, block.branch, {part.proj, part.first}, 0, 0, nullptr);

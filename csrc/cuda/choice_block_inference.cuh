@@ -126,7 +126,8 @@ __device__ __forceinline__ WeightRows<T> weight_rows(const ConvNorm& layer) {
             weight_is_aligned<T>(layer)};
 }
 
-// The region's input in planes, through the first convolution if there is one.
+// The region's input in planes, through the first convolution if there is one. `norm` is there after a product's
+// barriers.
 template <Math math, typename T>
 __device__ __forceinline__ void fill_planes(const Map<T>& input, const ConvNorm& first, bool expands,
                                             const Normalisation& norm, const Region& region, int pixels, int plane,
@@ -137,8 +138,8 @@ __device__ __forceinline__ void fill_planes(const Map<T>& input, const ConvNorm&
         float* const to =
             planes + channel / depthwise_lanes * plane + pixel * depthwise_lanes + channel % depthwise_lanes;
 #pragma unroll
-        for (int i = 0; i < n; ++i)
-            if (channel + i < channels) to[i] = value[i];
+        for (int i = 0; i < n; i += 4)  // behind the last channel too, where nobody reads
+            *reinterpret_cast<float4*>(to + i) = make_float4(value[i], value[i + 1], value[i + 2], value[i + 3]);
     };
     if (!expands) {
         const int vectors = ceil_div(channels, n);

@@ -1,9 +1,8 @@
 // What is asked of each access to shared and global memory, and the order of accesses.
 //
 // Two accesses to a byte, not both reads and not both atomic, must be ordered: by a block barrier between them, by
-// warp barriers (vector clocks within the warp), or, between blocks, by __threadfence and an atomic operation on an
-// address that the later one then does an atomic operation on. A missing order is found whether or not the schedule
-// that was run shows a wrong value.
+// warp barriers (vector clocks within the warp), or, between blocks, by what these tell each other
+// (between_blocks.h). A missing order is found whether or not the schedule that was run shows a wrong value.
 #include <link.h>
 
 #include "cuda_emulation/runtime.h"
@@ -117,7 +116,7 @@ Stamp Emulator::stamp(const Thread& thread, Access access) const {
 
 bool Emulator::ordered(Stamp earlier, const Thread& thread) const {
     if (!earlier) return true;
-    if (earlier.block() != block_number + 1) return acquired_.size() > earlier.block() && acquired_[earlier.block()];
+    if (earlier.block() != block_number + 1) return between_blocks_.ordered(earlier, here(thread));
     if (earlier.epoch() < epoch_) return true;
     return earlier.thread() / warp_lanes == thread.warp->number &&
            thread.warp->clock[thread.lane][earlier.thread() % warp_lanes] >= earlier.clock();
@@ -165,19 +164,15 @@ void Emulator::check_order(Thread& thread, Shadow& shadow, size_t offset, size_t
     });
 }
 
-// An atomic operation after a __threadfence tells whoever comes to the address later of this block's work, and of what
-// this block was told. That holds for the whole block: a barrier between the threads of either side is not asked for.
+BetweenBlocks::Here Emulator::here(const Thread& thread) const {
+    return {block_number + 1u, epoch_, thread.warp->number, thread.lane, thread.warp->clock[thread.lane]};
+}
+
 void Emulator::order_through(uintptr_t address) {
-    std::vector<bool>& told = released_[address];
-    const size_t blocks = size_t{grid.x} * grid.y * grid.z + 1;
-    if (!told.empty()) {
-        acquired_.resize(blocks);
-        for (size_t i = 0; i < blocks; ++i) acquired_[i] = acquired_[i] || told[i];
-    }
-    if (!current->fenced) return;
-    told.resize(blocks);
-    told[block_number + 1] = true;
-    for (size_t i = 0; i < acquired_.size(); ++i) told[i] = told[i] || acquired_[i];
+    between_blocks_.atomic(address, current->fenced, here(*current));
+    // What this thread does from now on is not what it has told of.
+    uint32_t& clock = current->warp->clock[current->lane][current->lane];
+    if (current->fenced && clock + 1 < Stamp::clocks) ++clock;
 }
 
 void Emulator::start_copy(char* to, const char* from, int bytes, int source_bytes, uintptr_t pc) {

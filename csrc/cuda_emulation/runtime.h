@@ -3,9 +3,9 @@
 
 #include <cstdint>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
+#include "cuda_emulation/between_blocks.h"
 #include "cuda_emulation/counting.h"
 #include "cuda_emulation/emulated.h"
 #include "cuda_emulation/emulator.h"
@@ -124,6 +124,7 @@ class Emulator {
                      uintptr_t pc, Kind kind);
     bool ordered(Stamp earlier, const Thread& thread) const;
     Stamp stamp(const Thread& thread, Access access) const;
+    BetweenBlocks::Here here(const Thread& thread) const;
     // Addresses in cells are distances from the kernel.
     int32_t distance(uintptr_t pc) const {
         return static_cast<int32_t>(pc - reinterpret_cast<uintptr_t>(kernel.function));
@@ -145,9 +146,7 @@ class Emulator {
     bool abandoned_ = false;
     uint64_t launches_ = 0, blocks_ = 0;  // ever: the generations of shadows
 
-    // Which blocks' work an address tells of to whoever does an atomic operation there, and what this block was told.
-    std::unordered_map<uintptr_t, std::vector<bool>> released_;
-    std::vector<bool> acquired_;
+    BetweenBlocks between_blocks_;
 };
 
 Emulator& emulator();

@@ -66,7 +66,7 @@ cudaError_t Emulator::launch(const Kernel& what, dim3 grid_extents, dim3 block_e
     threads_.resize(threads);
     warps_.resize((threads + warp_lanes - 1) / warp_lanes);
     shared.start_launch(shared_bytes);
-    released_.clear();
+    between_blocks_.start_launch(blocks);
     abandoned_ = false;
     ++launches_;
     counting.add_launch();
@@ -97,7 +97,7 @@ void Emulator::start_block(uint32_t number) {
     block_number = number;
     ++blocks_;
     epoch_ = 0;
-    acquired_.clear();
+    between_blocks_.start_block();
     shared.start_block();
     if (options.count) counting.start_block(warps_.size());
     live_ = static_cast<uint32_t>(threads_.size());
@@ -243,6 +243,7 @@ void Emulator::complete_block_barrier() {
         report(Kind::invalid_launch, *current, current->barrier, "checks reach to 2^17 barriers of a block");
         abandon();
     }
+    between_blocks_.pass_barrier();
     waiting_ = 0;
     for (Thread& thread : threads_) {
         thread.state = State::ready;

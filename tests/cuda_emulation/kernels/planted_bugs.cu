@@ -239,6 +239,53 @@ __global__ void missing_fence(const float* in, float* out, int* words) {
     out[count + t] = sum;
 }
 
+// The same: the counter must not tell of what other threads have yet to write.
+template <bool correct>
+__global__ void missing_barrier_before_counter(const float* in, float* out, int* words) {
+    SHARED_ARRAY(int, last, [1]);
+    const int t = threadIdx.x;
+    out[blockIdx.x * threads + t] = in[blockIdx.x * threads + t];
+    __threadfence();
+    if (correct) __syncthreads();
+    if (t == 0) last[0] = atomicAdd(&words[1], 1) == blocks - 1;
+    __syncthreads();
+    if (!last[0]) return;
+    float sum = 0;
+    for (int block = 0; block < blocks; ++block) sum += out[block * threads + t];  // planted: global_race
+    out[count + t] = sum;
+}
+
+// Within a warp: what the counter has told one lane, it has not told the others.
+template <bool correct>
+__global__ void missing_barrier_after_counter(const float* in, float* out, int* words) {
+    const int t = threadIdx.x;
+    if (t >= 32) return;
+    out[blockIdx.x * threads + t] = in[blockIdx.x * threads + t];
+    __threadfence();
+    __syncwarp();
+    int before = t == 0 ? atomicAdd(&words[1], 1) : 0;
+    before = __shfl_sync(0xffffffffu, before, 0);
+    if (correct) __syncwarp();
+    if (before < blocks - 1) return;
+    float sum = 0;
+    for (int block = 0; block < blocks; ++block) sum += out[block * threads + t];  // planted: global_race
+    out[count + t] = sum;
+}
+
+template <bool correct>
+__global__ void write_after_counter(const float* in, float* out, int* words) {
+    if (threadIdx.x > 0) return;
+    float* const own = out + blockIdx.x;
+    if (correct) *own = in[0];
+    __threadfence();
+    const int before = atomicAdd(&words[1], 1);
+    if (!correct) *own = in[0];
+    if (before < blocks - 1) return;
+    float sum = 0;
+    for (int block = 0; block < blocks; ++block) sum += out[block];  // planted: global_race
+    out[count] = sum;
+}
+
 template <bool correct>
 __global__ void misaligned_vector(const float* in, float* out, int*) {
     const int t = threadIdx.x;
@@ -372,6 +419,9 @@ const Entry entries[] = {
     ENTRY(same_word_from_blocks),
     ENTRY(plain_and_atomic),
     ENTRY(missing_fence),
+    ENTRY(missing_barrier_before_counter),
+    ENTRY(missing_barrier_after_counter),
+    ENTRY(write_after_counter),
     ENTRY(misaligned_vector),
     ENTRY(misaligned_vector_store),
     ENTRY(misaligned_matrix),
