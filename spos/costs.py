@@ -285,7 +285,7 @@ def _counted(net: Supernet, constraints: Sequence[Constraint]) -> _Counted:
     found, counts = None, {}
     for name, cost in costs.items():
         own = [(c.upper, c.bound * cost.unit) for c in constraints if c.cost is cost]
-        high = min((math.floor(b) for upper, b in own if upper and b < math.inf), default=None)
+        high = min((math.floor(max(b, -1)) for upper, b in own if upper and b < math.inf), default=None)
         low = max((math.ceil(b) for upper, b in own if not upper and b > -math.inf), default=None)
         try:
             table, low, high = cost.table(net).counting(low, high)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spos.captured_step import CapturedEvaluation, reason_against
-from spos.prefix_sharing import MEMORY, Trie
+from spos.prefix_sharing import MEMORY, NotAChain, Trie, as_it_lies
 from spos.racing import Race
 from spos.space import Arch
 from spos.supernet import Supernet
@@ -73,13 +73,18 @@ def evaluate_population(
     if not validation:
         raise ValueError("validation is empty: expected at least one batch of images and labels")
     checked = [net.space.arch(arch) for arch in archs]
-    trie = _trie(net, checked, memory) if share_prefixes and len(set(checked)) > 1 else None
-    if trie is not None:
-        scores = _evaluate_shared(net, trie, len(checked), calibration, validation, race, on_batch or (lambda _: None))
-        for arch, score in zip(checked, scores, strict=True):
-            if on_score:
-                on_score(arch, score)
-        return scores
+    if share_prefixes and len(set(checked)) > 1:
+        show = on_batch or (lambda _: None)
+        try:
+            trie = Trie(net, checked, memory=memory)
+            scores = _evaluate_shared(net, trie, len(checked), calibration, validation, race, show)
+        except NotAChain as error:
+            warnings.warn(f"{net.name}: candidates are scored one by one, for {error}", stacklevel=2)
+        else:
+            for arch, score in zip(checked, scores, strict=True):
+                if on_score:
+                    on_score(arch, score)
+            return scores
     scores = []
     captured = CapturedEvaluation(net) if reason_against(net) is None else None
     for arch in checked:
@@ -93,14 +98,6 @@ def evaluate_population(
         if on_score:
             on_score(arch, scores[-1])
     return scores
-
-
-def _trie(net: Supernet, archs: Sequence[Arch], memory: int) -> Trie | None:
-    try:
-        return Trie(net, archs, memory=memory)
-    except ValueError as error:
-        warnings.warn(f"{net.name}: candidates are scored one by one, for {error}", stacklevel=3)
-        return None
 
 
 def _evaluate_shared(
@@ -124,6 +121,7 @@ def _evaluate_shared(
                 for number, x in enumerate(calibration, start=1):
                     trie.walk(x.to(device, non_blocking=True), lambda *_: None)
                     on_batch(number / batches)
+        trie.forget_inputs()
         with _evaluating(modules):
             for number, (x, y) in enumerate(validation, start=len(calibration) + 1):
 
@@ -185,7 +183,7 @@ def recalibrate_modules(modules: Sequence[nn.Module], model: nn.Module, batches:
             norm.reset_running_stats()
         for x in batches:
             with torch.no_grad():
-                model(x.to(_device(model), non_blocking=True))
+                model(_own(x, model))
             count += 1
     if count == 0:
         raise ValueError("calibration is empty: expected at least one batch of images")
@@ -200,7 +198,7 @@ def _classify(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], limits
     tally = _Tally()
     with _evaluating(list(model.modules())), torch.no_grad():
         for (x, y), limit in zip(batches, limits, strict=False):
-            tally.add(model(x.to(_device(model), non_blocking=True)), y)
+            tally.add(model(_own(x, model)), y)
             if tally.correct <= limit:
                 break
     if tally.images == 0:
@@ -258,6 +256,12 @@ def _calibrating(modules: Sequence[nn.Module]) -> Iterator[list[_BatchNorm]]:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+
+
+def _own(x: Tensor, model: nn.Module) -> Tensor:
+    """Return a batch on the model's device, for it alone: a forward that works in place must not change others'."""
+    moved = x.to(_device(model), non_blocking=True)
+    return as_it_lies(x) if moved is x else moved
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -20,22 +20,22 @@ from torch import Tensor
 
 from spos.budgets import bounds_of
 from spos.config import SearchConfig
-from spos.costs import Constraint, UnsatisfiableError, bitops, flops, latency, params, peak_memory
+from spos.costs import Constraint, bitops, flops, latency, params, peak_memory
 from spos.data import Data
 from spos.evaluation import Score, evaluate_population
-from spos.identity import Run, hash_weights, identity_of, opened
+from spos.identity import Run, hash_network, hash_weights, identity_of, opened
 from spos.nsga2 import NSGA2, objective_of
 from spos.pareto import front
 from spos.progress import Progress
 from spos.quantized import has_bits
 from spos.racing import Race
 from spos.ranking import ranking_key
-from spos.score_store import SCORING, scores_of, scoring_of
+from spos.score_store import scores_of, scoring_of, taken_over
 from spos.space import Arch
 from spos.strategies import AgingEvolution, Evolution, RandomSearch, Strategy
 from spos.supernet import Supernet
 from spos.training import check_fit
-from spos.variation import RANDOM_ATTEMPTS, Origin
+from spos.variation import Origin
 
 # Candidates that are scored together, and lost together where a search is killed: a generation of the paper.
 GROUP = 50
@@ -157,14 +157,18 @@ def _search(
 ) -> SearchResult:
     config, seed = strategy.config, strategy.seed
     objectives = [objective_of(each, net) for each in config.objectives]
+    for cost in objectives:
+        if cost is not None:
+            cost(Arch([0] * len(net.space)))  # what has no table yet says so before anything is scored
     limits = sorted(str(c) for c in strategy.constraints)
     parts = {"latency": latency.table(net).fingerprint()} if latency.known(net) else {}
-    weights = hash_weights(net)
+    network, weights = hash_network(net), hash_weights(net)
     identity = identity_of(
         config,
         seed,
         data,
         space=net.space.fingerprint(),
+        network=network,
         weights=weights,
         constraints="; ".join(limits),
         **parts,
@@ -172,16 +176,17 @@ def _search(
     images = min(config.calibration_images, len(data.train))
     calibration = data.calibration_batches(images, config.eval_batch_size, seed)
     validation = data.validation_batches(config.validation_images, config.eval_batch_size, seed)
-    scoring = scoring_of(net.space.fingerprint(), weights, identity["data"], config, seed)
+    scoring = scoring_of(net, net.space.fingerprint(), network, weights, identity["data"], config, seed)
     total = sum(len(y) for _, y in validation)
     counts_memory = "peak_memory" in [*(c.cost.name for c in strategy.constraints), *config.objectives]
     history: list[Candidate] = []
     with opened(run, kind="search", config=dataclasses.asdict(config), identity=identity) as directory:
-        known, elsewhere = {}, dict(scores_of(reuse, scoring))
+        known: dict[Arch, Candidate] = {}
         if directory:
-            known = {tuple(r["arch"]): _from_record(r) for r in directory.records(name)}
-            directory.write_json(SCORING, scoring)
-            elsewhere |= scores_of([directory.path], scoring)
+            known = {Arch(r["arch"]): _from_record(r) for r in directory.records(name)}
+            elsewhere = taken_over(directory, name, reuse, scoring)
+        else:
+            elsewhere = scores_of(reuse, scoring)
 
         def keep(candidate: Candidate) -> None:
             if counts_memory:
@@ -213,14 +218,6 @@ def _search(
                     directory.flush()
             scores = {c.arch: c for c in history}
             strategy.tell(archs, [scores[arch] for arch in archs])
-        if not history:
-            attempts = RANDOM_ATTEMPTS * config.population
-            ranges = {c.cost.name: c.cost.range(net) for c in strategy.constraints}
-            reach = "; ".join(f"{cost} from {r[0]:,} to {r[1]:,}" for cost, r in ranges.items() if r)
-            raise UnsatisfiableError(
-                f"{' and '.join(limits)}: none of {attempts:,} random architectures meets this; "
-                f"{net.name} reaches {reach}"
-            )
         order = rank(history)
         whole = [c for c in history if c.images == total]
         points = [[-c.accuracy if cost is None else cost(c.arch) for cost in objectives] for c in whole]

@@ -28,10 +28,21 @@ def identity_of(config: Any, seed: int, data: Data, **parts: str) -> dict[str, s
         raise TypeError(f"data is a {type(data).__name__}: expected a spos.Data, of spos.data.load or from_arrays")
     augmentation = {k: v for k, v in dataclasses.asdict(data.config).items() if k not in ("source", "workers")}
     return {
-        "config": _sha256([dataclasses.asdict(config), seed]),
+        "config": _sha256([_settings(config), seed]),
         "data": _sha256([data.content_hash, augmentation]),
         **parts,
     }
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Return what a configuration says, without settings that it had not when runs were first kept, at their defaults:
+    a run from before goes on.
+    """
+    settings = dataclasses.asdict(config)
+    for field in dataclasses.fields(config):
+        if field.metadata.get("later") and settings[field.name] == field.default:
+            del settings[field.name]
+    return settings
 
 
 def hash_network(module: nn.Module, *more: object) -> str:

@@ -40,7 +40,7 @@ from spos.quantized import has_bits
 from spos.run_directory import versions
 from spos.space import Arch
 from spos.supernet import Supernet
-from spos_kernels.backends import CUDA, resolve_backend
+from spos_kernels.backends import GPU, resolve_backend
 
 GROUP = 50  # networks that are in memory at a time, and take turns
 ROUNDS = 10
@@ -207,7 +207,7 @@ def _now(images: Tensor) -> int:
 def _runs_on(net: Supernet) -> dict[str, str]:
     images = _images(net, 1)
     device = torch.cuda.get_device_name(images.device) if images.is_cuda else str(images.device)
-    return {"device": device, "backend": "cpu" if has_bits(net) else resolve_backend(images, ("cpu", *CUDA))}
+    return {"device": device, "backend": "cpu" if has_bits(net) else resolve_backend(images, ("cpu", *GPU))}
 
 
 def _check(net: Supernet, batch: int, rounds: int) -> None:

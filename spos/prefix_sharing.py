@@ -12,9 +12,10 @@ are computed again instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +40,22 @@ class Stage:
 Buffers = list[tuple[nn.Module, str, Tensor]]
 
 
+class NotAChain(ValueError):
+    """What a supernet's module does is not to hand one tensor from stage to stage: prefixes cannot be shared."""
+
+
 @dataclass
 class Node:
-    """A stage on one path: `arch` is any candidate's that takes it. `buffers` are those of its modules, its own."""
+    """A stage on one path: `arch` is any candidate's that takes it. `buffers` are those of its modules, its own.
+
+    `before` are buffers as they were before the batch that ran last, of layers other than batch normalisation: what
+    such layers compute may depend on them.
+    """
 
     stage: int
     arch: Arch
     buffers: Buffers
+    before: Buffers = field(default_factory=list)
     children: list[Node] = field(default_factory=list)
     candidates: list[int] = field(default_factory=list)  # at the last stage
     spares_input: bool = False  # has run, and left what it was given as it was
@@ -55,16 +65,16 @@ def stages_of(net: Supernet) -> list[Stage]:
     """Cut a supernet whose module is a chain into stages, each beginning with what makes a decision.
 
     A chain is an `nn.Sequential`, or a module with a method `stages()` that returns the modules which its `forward`
-    calls one after another, each with the result of the one before. ValueError says why a module is none.
+    calls one after another, each with the result of the one before. NotAChain says why a module is none.
     """
     flat = list(_flat(net.module))
     if len(flat) == 1:
-        raise ValueError(f"{type(net.module).__name__} is no torch.nn.Sequential and has no stages()")
+        raise NotAChain(f"{type(net.module).__name__} is no torch.nn.Sequential and has no method stages()")
     owners: dict[int, int] = {}
     for number, module in enumerate(flat):
         for part in module.modules():
             if owners.setdefault(id(part), number) != number and any(True for _ in part.buffers(recurse=False)):
-                raise ValueError(f"a {type(part).__name__} is called in two stages, and would mix their statistics")
+                raise NotAChain(f"a {type(part).__name__} is called in two stages, and would mix their statistics")
     stages: list[Stage] = []
     for module in flat:
         decisions = tuple(sorted({m.position or 0 for m in module.modules() if isinstance(m, Choice)}))
@@ -77,9 +87,10 @@ def stages_of(net: Supernet) -> list[Stage]:
 
 
 def _flat(module: nn.Module) -> Iterator[nn.Module]:
-    own = getattr(module, "stages", None)
+    own: Any = getattr(type(module), "stages", None)  # a method: a submodule may have the name, too
     if not is_observed(module) and (callable(own) or type(module) is nn.Sequential):
-        for part in own() if callable(own) else module._modules.values():  # children() leaves out repetitions
+        parts = own(module) if callable(own) else module._modules.values()  # children() leaves out repetitions
+        for part in parts:
             yield from _flat(part) if part is not None else ()
     else:
         yield module
@@ -139,6 +150,11 @@ class Trie:
                     norms = True
         return norms
 
+    def forget_inputs(self) -> None:
+        """Take no node's word for leaving its input alone: in another mode its modules may do otherwise."""
+        for node in self.nodes:
+            node.spares_input = False
+
     def drop(self, candidates: Set[int]) -> None:
         """Leave these candidates, and what leads to no other, out of what follows."""
 
@@ -179,20 +195,26 @@ class Trie:
         self._walk(node.children[-1], x, trail, held, visit)
 
     def _again(self, trail: list[Node], x: Tensor) -> Tensor:
-        """Repeat nodes that have had this batch: their statistics are not to count it twice."""
+        """Repeat nodes that have had this batch: their buffers are not to count it twice."""
         x = _given(trail[0], x)
         for node in trail:
-            x = self._run(node, x, [(module, name, buffer.clone()) for module, name, buffer in node.buffers])
+            own = [(module, name, b.clone()) for module, name, b in node.buffers if isinstance(module, _BatchNorm)]
+            x = self._run(node, x, own + _copies(node.before), again=True)
             self.repeated += 1
         return x
 
-    def _run(self, node: Node, x: Tensor, buffers: Buffers) -> Tensor:
+    def _run(self, node: Node, x: Tensor, buffers: Buffers, again: bool = False) -> Tensor:
+        if not again:
+            node.before = _copies(b for b in buffers if not isinstance(b[0], _BatchNorm))
         _put(buffers)
         self.passes += 1
         given, version = x, 0 if x.is_inference() else x._version
         with self.net.path(node.arch), torch.no_grad():
             for module in self.stages[node.stage].modules:
                 x = module(x)
+        if not isinstance(x, Tensor):
+            of = type(self.stages[node.stage].modules[-1]).__name__
+            raise NotAChain(f"a {of} returns a {type(x).__name__}: expected one tensor")
         apart = given.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()  # the next cannot change it either
         node.spares_input = apart and not given.is_inference() and given._version == version
         for i, (layer, name, _) in enumerate(buffers):  # some layers put new ones in their place
@@ -203,7 +225,19 @@ class Trie:
 
 def _given(node: Node, x: Tensor) -> Tensor:
     """Return what to run a node on where `x` is still needed: a copy, unless the node is known to leave it alone."""
-    return x if node.spares_input else x.clone(memory_format=torch.preserve_format)
+    return x if node.spares_input else as_it_lies(x)
+
+
+def as_it_lies(x: Tensor) -> Tensor:
+    """Copy a tensor with its strides, where `clone` would close gaps: the order of additions depends on them."""
+    span = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    if x.numel() in (0, span):
+        return x.clone(memory_format=torch.preserve_format)
+    return x.as_strided((span,), (1,)).clone().as_strided(x.shape, x.stride(), 0)
+
+
+def _copies(buffers: Iterable[tuple[nn.Module, str, Tensor]]) -> Buffers:
+    return [(module, name, buffer.clone()) for module, name, buffer in buffers]
 
 
 def _on_path(modules: Sequence[nn.Module], arch: Arch) -> Iterator[nn.Module]:

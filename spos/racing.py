@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 @dataclass(frozen=True)
 class Race:
     """bar: the accuracy on all validation images that a candidate has to reach. confidence: of dropping none that does,
-    for each candidate, in (0, 1).
+    for each candidate, from 0.5, below 1.
     """
 
     bar: float
@@ -30,8 +30,8 @@ class Race:
     def __post_init__(self) -> None:
         if not 0 <= self.bar <= 1:
             raise ValueError(f"bar = {self.bar!r}: expected an accuracy from 0 to 1")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence = {self.confidence!r}: expected a probability between 0 and 1, exclusive")
+        if not 0.5 <= self.confidence < 1:
+            raise ValueError(f"confidence = {self.confidence!r}: expected a probability from 0.5, below 1")
 
     @classmethod
     def among(cls, accuracies: Sequence[float], keep: int, confidence: float) -> Race | None:

@@ -330,7 +330,12 @@ def _refuse_content(path: Path) -> None:
 
 def _acquire(path: Path) -> int:
     """Locks the directory for this process. The lock goes with the process, however it ends."""
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    return lock_file(path / ".lock", path)
+
+
+def lock_file(file: Path, what: Path) -> int:
+    """The descriptor of a lock file, to be closed; it names this process. RunDirectoryError where another has it."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
@@ -338,7 +343,7 @@ def _acquire(path: Path) -> int:
     except BlockingIOError:
         holder = os.pread(descriptor, 20, 0).decode(errors="replace") or "unknown"
         os.close(descriptor)
-        raise RunDirectoryError(f"{path} is in use by process {holder}: wait for it, or end it") from None
+        raise RunDirectoryError(f"{what} is in use by process {holder}: wait for it, or end it") from None
     except BaseException:
         os.close(descriptor)
         raise

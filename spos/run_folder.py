@@ -7,19 +7,21 @@ latency.json                    what every block of a deployed network takes, me
 retrain-<label>.toml  .json     settings, and which architecture it is
 retrain-<label>/
 report.html
+.<stage>.lock                   held by the process that is at work on the stage
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spos import atomic_files, config_file
 from spos.config import Config
-from spos.run_directory import RunDirectory, RunDirectoryError, read_json_object
+from spos.run_directory import RunDirectory, RunDirectoryError, lock_file, read_json_object
 
 if TYPE_CHECKING:
     from spos.data import Data
@@ -50,6 +52,19 @@ class RunFolder:
     def open(self, stage: str) -> RunDirectory:
         """The run directory of a stage, to read only. RunDirectoryError if the stage has not been started."""
         return RunDirectory.open(self.directory(stage), read_only=True)
+
+    @contextmanager
+    def held(self, stage: str) -> Iterator[None]:
+        """Keep other processes off a stage, whose settings are written before its run directory is there.
+
+        RunDirectoryError where one is at it.
+        """
+        self._make()
+        lock = lock_file(self.path / f".{stage}.lock", self.directory(stage))
+        try:
+            yield
+        finally:
+            os.close(lock)
 
     def settings(self, stage: str) -> Config | None:
         """The settings that a stage was started with, None if it was not."""

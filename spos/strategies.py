@@ -19,12 +19,13 @@ from numbers import Real
 from typing import Any
 
 from spos.config import SearchConfig
-from spos.costs import Constraint, feasible, reachable
+from spos.costs import Constraint, UnsatisfiableError, feasible, reachable
+from spos.data.checks import checked_seed
 from spos.draws import generator
 from spos.ranking import RankingKey, ranking_key
 from spos.space import Arch, SearchSpace
 from spos.supernet import Supernet
-from spos.variation import Origin, Test, breed, draw_random, propose
+from spos.variation import RANDOM_ATTEMPTS, Origin, Test, breed, draw_random, propose
 
 Proposed = list[tuple[Arch, Origin]]
 
@@ -56,7 +57,8 @@ class Strategy(ABC):
     config: the numbers of a generation and of generations.
     allowed: a test of one's own that proposed architectures have to pass.
 
-    Raises UnsatisfiableError for constraints that no architecture meets, ValueError for constraints on a SearchSpace.
+    Raises UnsatisfiableError for constraints that no architecture meets, or, from `ask`, where none was found that
+    meets them together; ValueError for constraints on a SearchSpace.
     """
 
     stream = "evolution"  # the name of a run's records
@@ -75,7 +77,7 @@ class Strategy(ABC):
         self.net = space if isinstance(space, Supernet) else None
         self.space = space.space if isinstance(space, Supernet) else space
         self.config = config or SearchConfig()
-        self.seed = seed
+        self.seed = checked_seed(seed)
         self.constraints = list(constraints)
         self.exact = None
         tests: list[Test] = [] if allowed is None else [allowed]
@@ -103,7 +105,19 @@ class Strategy(ABC):
         """Return the whole current generation, and where each architecture of it came from."""
         if self._asked is None:
             self._asked = dict(self._propose()) if self.number < self.generations else {}
+            if not self._asked and self.number == 0:
+                raise UnsatisfiableError(self._nothing_found())
         return self._asked
+
+    def _nothing_found(self) -> str:
+        attempts = RANDOM_ATTEMPTS * self.config.population
+        within = " and ".join(sorted(map(str, self.constraints))) or "allowed"
+        text = f"{within}: none of {attempts:,} random architectures meets this"
+        if self.net is None:
+            return text
+        ranges = {c.cost.name: c.cost.range(self.net) for c in self.constraints}
+        reach = "; ".join(f"{cost} from {r[0]:,} to {r[1]:,}" for cost, r in ranges.items() if r)
+        return text + f"; {self.net.name} reaches {reach}" * bool(reach)
 
     def tell(self, archs: Sequence[Sequence[int]], scores: Sequence[Any], violations: Sequence[float] = ()) -> None:
         """Take the scores of architectures that were asked for: numbers, the higher the better, or `spos.Score`s.
@@ -121,7 +135,13 @@ class Strategy(ABC):
             if checked not in proposed or checked in new:
                 what = "told already" if checked in new else "not asked for"
                 raise ValueError(f"{checked} was {what}: expected one of ask()'s")
-            accuracy, loss = (score, 0.0) if isinstance(score, Real) else (score.accuracy, score.loss)
+            if isinstance(score, Real):
+                accuracy, loss = score, 0.0
+            elif hasattr(score, "accuracy") and hasattr(score, "loss"):
+                accuracy, loss = score.accuracy, score.loss
+            else:
+                kind = type(score).__name__
+                raise TypeError(f"score {score!r} of {checked} is a {kind}: expected a number or a Score")
             for name, value in (("score", accuracy), ("violation", violation)):
                 if not isinstance(value, Real) or not isfinite(value):
                     raise ValueError(f"{name} {value!r} of {checked}: expected a finite number")

@@ -29,7 +29,7 @@ from spos.progress import Progress
 from spos.run_directory import RunDirectory
 from spos.steps import AutogradStep, Step, Window
 from spos.supernet import Supernet
-from spos_kernels.backends import runs_cuda
+from spos_kernels.backends import runs_gpu
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def train_supernet(
     own_sampler = "a sampler of one's own may train several paths in a step"
     reason = reason_against(net, config) if sampler is None else own_sampler
     captured = capture and reason is None
-    if capture and reason is not None and any(map(runs_cuda, net.parameters())):
+    if capture and reason is not None and any(map(runs_gpu, net.parameters())):
         warnings.warn(f"{net.name}: its steps are not captured, but launched one by one, for {reason}", stacklevel=2)
     own = {} if sampler is None else {"sampler": function_name(sampler)}
     identity = identity_of(config, seed, data, space=net.space.fingerprint(), network=hash_network(net), **own)

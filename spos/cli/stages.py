@@ -31,18 +31,19 @@ def train(folder: RunFolder, config: Config, display: Display) -> None:
 
     data, net = prepare(config, display)
     net.to(device_of(config, display))
-    _begin(folder, SUPERNET, config, display)
-    if not folder.started(SUPERNET) or folder.space() is None:
-        folder.write_space(net, data)
-    display.say(f"supernet: {net.name}, {len(net.space)} decisions, {_count(net.space.size())} architectures")
-    result = spos.train_supernet(
-        net,
-        data,
-        config=config.train,
-        seed=config.seed,
-        run=folder.directory(SUPERNET),
-        progress=display.progress,
-    )
+    with folder.held(SUPERNET):
+        _begin(folder, SUPERNET, config, display)
+        if not folder.started(SUPERNET) or folder.space() is None:
+            folder.write_space(net, data)
+        display.say(f"supernet: {net.name}, {len(net.space)} decisions, {_count(net.space.size())} architectures")
+        result = spos.train_supernet(
+            net,
+            data,
+            config=config.train,
+            seed=config.seed,
+            run=folder.directory(SUPERNET),
+            progress=display.progress,
+        )
     display.say(
         f"supernet: {result.steps} steps in {duration(result.seconds)}, training loss {result.loss:.4f}, "
         f"accuracy {result.accuracy:.2%} (of random paths)"
@@ -62,19 +63,21 @@ def search(
         spos.load_weights(net, run, "supernet")
     net.to(device_of(config, display))
     stage = search_stage(label)
-    _attach_latency(folder, net, display, needed=bool(config.search.max_latency or config.search.min_latency))
+    wanted = config.search.max_latency or config.search.min_latency or "latency" in config.search.objectives
+    _attach_latency(folder, net, display, needed=bool(wanted))
     say_budget(net, bounds_of(config.search), display)
-    _begin(folder, stage, config, display)
-    method = spos.random_search if random else spos.evolve
-    result = method(
-        net,
-        data,
-        config=config.search,
-        seed=config.seed,
-        reuse=[folder.directory(other) for other in folder.search_stages() if other != stage],
-        run=folder.directory(stage),
-        progress=display.progress,
-    )
+    with folder.held(stage):
+        _begin(folder, stage, config, display)
+        method = spos.random_search if random else spos.evolve
+        result = method(
+            net,
+            data,
+            config=config.search,
+            seed=config.seed,
+            reuse=[folder.directory(other) for other in folder.search_stages() if other != stage],
+            run=folder.directory(stage),
+            progress=display.progress,
+        )
     best, reused = result.best, sum(c.reused for c in result.history)
     display.say(
         f"{'random search' if random else 'evolution'}: {len(result.history)} candidates"
@@ -140,25 +143,26 @@ def _retrain_one(
     costs = {"flops": spos.flops(net, arch), "params": spos.params(net, arch)}
     if has_bits(net):
         costs["bitops"] = spos.bitops(net, arch)
-    if folder.started(stage) and (held := folder.plan(stage).get("arch", list(arch))) != list(arch):
-        raise RunDirectoryError(
-            f"{folder.directory(stage)} holds another architecture, {_listed(held)}: "
-            f"expected {_listed(arch)}, or give another --label"
+    with folder.held(stage):
+        if folder.started(stage) and (held := folder.plan(stage).get("arch", list(arch))) != list(arch):
+            raise RunDirectoryError(
+                f"{folder.directory(stage)} holds another architecture, {_listed(held)}: "
+                f"expected {_listed(arch)}, or give another --label"
+            )
+        if not folder.started(stage):
+            folder.write_plan(stage, {"label": label, "origin": origin, "arch": list(arch), **costs})
+        _begin(folder, stage, config, display)
+        display.say(f"{label}: architecture {_listed(arch)}, {_cost(**costs)}")
+        _say_labels(net.space, arch, display)
+        result = spos.retrain(
+            net.extract(arch, weights="fresh", seed=config.seed).to(device_of(config, display)),
+            data,
+            config=config.retrain,
+            seed=config.seed,
+            arch=arch,
+            run=folder.directory(stage),
+            progress=display.progress,
         )
-    if not folder.started(stage):
-        folder.write_plan(stage, {"label": label, "origin": origin, "arch": list(arch), **costs})
-    _begin(folder, stage, config, display)
-    display.say(f"{label}: architecture {_listed(arch)}, {_cost(**costs)}")
-    _say_labels(net.space, arch, display)
-    result = spos.retrain(
-        net.extract(arch, weights="fresh", seed=config.seed).to(device_of(config, display)),
-        data,
-        config=config.retrain,
-        seed=config.seed,
-        arch=arch,
-        run=folder.directory(stage),
-        progress=display.progress,
-    )
     display.say(
         f"{label}: test accuracy {result.test_accuracy:.2%} on {result.test_images} images, "
         f"{result.steps} steps in {duration(result.seconds)}"

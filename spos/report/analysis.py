@@ -24,10 +24,13 @@ def pareto(candidates: Sequence[Record], cost: str) -> list[Record]:
     return sorted(different.values(), key=lambda c: float(c[cost]))
 
 
-def hypervolume_curve(candidates: Sequence[Record], cost: str, box: Sequence[float]) -> list[float]:
+def hypervolume_curve(
+    candidates: Sequence[Record], cost: str, box: Sequence[float], most_images: int = 0
+) -> list[float]:
     """Return, after each evaluation, the share of `box` that the front dominates.
 
-    box: lowest and highest accuracy, lowest and highest cost, the reference point being the worst of both.
+    box: lowest and highest accuracy, lowest and highest cost, the reference point being the worst of both. most_images:
+    candidates that were scored on fewer count as evaluations, and are on no front.
     """
     worst, best, cheapest, dearest = box
     whole = (best - worst) * (dearest - cheapest)
@@ -35,8 +38,9 @@ def hypervolume_curve(candidates: Sequence[Record], cost: str, box: Sequence[flo
     curve: list[float] = []
     for candidate in candidates:
         point = (-candidate["accuracy"], float(candidate[cost]))
-        if curve and any(a <= point[0] and b <= point[1] for a, b in kept):
-            curve.append(curve[-1])
+        dropped = (candidate.get("images") or most_images) < most_images
+        if dropped or (curve and any(a <= point[0] and b <= point[1] for a, b in kept)):
+            curve.append(curve[-1] if curve else 0.0)
             continue
         kept = [p for p in kept if not (point[0] <= p[0] and point[1] <= p[1])] + [point]
         curve.append(hypervolume(kept, (-worst, dearest)) / whole if whole > 0 else 0.0)
@@ -74,7 +78,8 @@ def effects(candidates: Sequence[Record], sizes: Sequence[int]) -> list[list[Eff
     """Return the marginal effect of each option of each decision on the accuracy.
 
     Over the candidates that were drawn at random, each architecture once: in those that evolution has bred, good
-    choices come together, and each would be given credit for the others.
+    choices come together, and each would be given credit for the others. Those that were dropped from a race count with
+    the images they were scored on: without them only the good would be left.
     """
     drawn = {tuple(c["arch"]): c["accuracy"] for c in candidates if c["origin"] == "random"}
     if not drawn:

@@ -116,8 +116,13 @@ class Search:
     @property
     def whole(self) -> list[Record]:
         """Those that were scored on all images, and not dropped from a race before."""
-        most = max((c.get("images") or 0 for c in self.candidates), default=0)
+        most = self.most_images
         return [c for c in self.candidates if (c.get("images") or most) == most]
+
+    @property
+    def most_images(self) -> int:
+        """How many images candidates are scored on; 0 for records from before that was kept."""
+        return max((c.get("images") or 0 for c in self.candidates), default=0)
 
     @property
     def best(self) -> Record | None:
@@ -174,7 +179,7 @@ class RunData:
         what was retrained first.
         """
         if self.found and self.found.training.result and self.found.arch:
-            candidates = [c for s in self.searches for c in s.candidates]
+            candidates = [c for s in self.searches for c in s.whole]
             known = next((c for c in candidates if tuple(c["arch"]) == self.found.arch), {})
             return {**known, **{k: v for k, v in vars(self.found).items() if v is not None}}
         return self.best or next((vars(r) for r in self.retrained if r.arch), None)

@@ -118,7 +118,7 @@ def _retrained(run: RunData) -> str:
 
 def _retrained_row(run: RunData, one: Retrained) -> Row:
     result = one.training.result
-    known = {tuple(c["arch"]): c["accuracy"] for s in reversed(run.searches) for c in reversed(s.candidates)}
+    known = {tuple(c["arch"]): c["accuracy"] for s in reversed(run.searches) for c in reversed(s.whole)}
     inherited = known.get(one.arch) if one.arch else None
     bits = [f"{one.bitops:.4g}" if one.bitops is not None else NONE] if run.cost is BITOPS else []
     return (

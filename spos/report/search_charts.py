@@ -21,10 +21,11 @@ Curves = Sequence[tuple[str, list[float]]]
 
 def hypervolumes(search: Search, cost: CostAxis) -> list[tuple[str, list[float]]]:
     """Return each way's share of the hypervolume over evaluations, in one box for all."""
-    accuracy = [c["accuracy"] for c in search.candidates]
-    costs = [float(c[cost.key]) for c in search.candidates]
+    accuracy = [c["accuracy"] for c in search.whole]
+    costs = [float(c[cost.key]) for c in search.whole]
     box = (min(accuracy), max(accuracy), min(costs), max(costs))
-    return [(name, analysis.hypervolume_curve(s.candidates, cost.key, box)) for name, s in search.ways]
+    most = search.most_images
+    return [(name, analysis.hypervolume_curve(s.candidates, cost.key, box, most)) for name, s in search.ways]
 
 
 def front_chart(search: Search, cost: CostAxis, members: Sequence[Record], curves: Curves) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from spos.run_folder import RunFolder
 from tests.spos.cli.conftest import Command
 
 
@@ -29,3 +30,7 @@ def test_samplers_methods_and_budgets(spos: Command, images: Path, tmp_path: Pat
     assert "Pareto front of accuracy, flops: " in second.out
     refused = spos("search", "run", "--label", "bad", *few, "--set", "search.objectives=['accuracy']")
     assert refused.status == 2 and "search.objectives = ('accuracy',): expected a tuple of two or more" in refused.err
+    with RunFolder(tmp_path / "run").held("search-both"):
+        refused = spos("search", "run", "--label", "both", *few)
+    assert refused.status != 0 and "search-both is in use by process" in refused.err
+    assert not (tmp_path / "run/search-both.toml").exists()

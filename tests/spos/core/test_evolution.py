@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 
 import numpy as np
@@ -199,8 +200,41 @@ def test_another_search_is_not_continued(net, data, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("population", 0), ("mutation_probability", 0.0), ("parents", 0), ("generations", -1), ("max_flops", -1.0)],
+    [
+        ("population", 0),
+        ("population", 2.5),
+        ("population", True),
+        ("mutation_probability", 0.0),
+        ("mutation_probability", None),
+        ("parents", "ten"),
+        ("parents", 0),
+        ("generations", -1),
+        ("generations", 1.5),
+        ("eval_batch_size", 1.5),
+        ("calibration_images", "all"),
+        ("repair", "no"),
+        ("racing", 0.3),
+        ("racing", "0.99"),
+        ("objectives", ("accuracy", "speed")),
+        ("objectives", ("accuracy", ["flops"])),
+        ("max_flops", -1.0),
+        ("max_flops", None),
+        ("min_latency", "1"),
+    ],
 )
 def test_bad_settings_are_named(field, value):
-    with pytest.raises(ValueError, match=f"SearchConfig.{field} = {value}"):
+    with pytest.raises(ValueError, match=re.escape(f"SearchConfig.{field} = {value!r}: expected")):
         config(**{field: value})
+
+
+@pytest.mark.parametrize("method", ["evolution", "nsga2", "aging"])
+@pytest.mark.parametrize(("objective", "message"), [("latency", "no table of latencies"), ("bitops", "no quantized")])
+def test_an_objective_that_is_not_known_is_said_first(monkeypatch, net, data, method, objective, message):
+    monkeypatch.setattr("spos.evolution.evaluate_population", lambda *_, **__: pytest.fail("scored something"))
+    with pytest.raises(ValueError, match=message):
+        spos.evolve(net, data, config=config(method=method, objectives=("accuracy", objective)))
+
+
+def test_a_seed_may_be_numpys(net, data, tmp_path):
+    by_numpy = spos.evolve(net, data, config=SEARCH, seed=np.int64(3), run=tmp_path)
+    assert by_numpy.best.arch == spos.evolve(net, data, config=SEARCH, seed=3).best.arch

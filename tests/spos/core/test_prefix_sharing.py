@@ -156,7 +156,7 @@ def test_what_is_no_chain_is_scored_one_by_one_and_says_so(data: spos.Data) -> N
     calibration, validation = data.calibration_batches(32, 16, 0), data.validation_batches(0, 16, 0)
     net = spos.Supernet(Branching())
     with pytest.warns(
-        UserWarning, match=r"scored one by one, for Branching is no torch\.nn\.Sequential and has no sta"
+        UserWarning, match=r"scored one by one, for Branching is no torch\.nn\.Sequential and has no method sta"
     ):
         scores = spos.evaluate_population(net, [(0, 0, 0), (1, 0, 0)], calibration, validation)
     assert scores == spos.evaluate_population(

@@ -155,7 +155,7 @@ def test_other_searches_take_over_whole_scores_only(trained: spos.Supernet, data
 
 @pytest.mark.parametrize(
     ("changes", "match"),
-    [({"racing": 1.0}, "racing = 1.0: expected a confidence below 1"), ({"racing": -0.1}, "racing"),
+    [({"racing": 1.0}, "racing = 1.0: expected a confidence from 0.5, below 1"), ({"racing": -0.1}, "racing"),
      ({"racing": 0.9, "method": "nsga2"}, "racing = 0.9: expected 0, because method = 'nsga2'")],
 )  # fmt: skip
 def test_what_no_race_is_about_is_refused(changes: dict[str, object], match: str) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
 
 import pytest
+from torch import nn
 
 import spos
+from spos.identity import identity_of
 from spos.run_directory import RunDirectoryError
 from spos.score_store import scores_of
 
@@ -146,3 +149,56 @@ def test_two_searches_on_one_run_directory_are_refused(tmp_path) -> None:
         other.join()
     assert os.path.exists(tmp_path / "result.json")
     spos.random_search(supernet(), make_data(), config=SEARCH, run=tmp_path)
+
+
+def with_activation(kind: type[nn.Module]) -> spos.Supernet:
+    """Networks of equal weights and spaces that compute different things."""
+    module = make_module()
+    module.head.insert(0, kind())  # type: ignore[union-attr, operator]
+    return spos.Supernet(module, input_shape=(1, 8, 8))
+
+
+def test_scores_of_another_network_are_not_taken_over(tmp_path) -> None:
+    spos.evolve(with_activation(nn.ReLU), make_data(), config=MORE, run=tmp_path / "a")
+    alone = spos.evolve(with_activation(nn.Tanh), make_data(), config=MORE)
+    second = spos.evolve(with_activation(nn.Tanh), make_data(), config=MORE, run=tmp_path / "b", reuse=[tmp_path / "a"])
+    assert facts(second.history) == facts(alone.history) and not any(c.reused for c in second.history)
+    with pytest.raises(RunDirectoryError, match="another network"):
+        spos.evolve(with_activation(nn.Tanh), make_data(), config=MORE, run=tmp_path / "a")
+
+
+@pytest.mark.parametrize("what", ["threads", "device"])
+def test_scores_whose_last_digits_may_differ_are_not_taken_over(tmp_path, what: str) -> None:
+    spos.evolve(supernet(), make_data(), config=MORE, run=tmp_path / "a")
+    scoring = json.loads((tmp_path / "a" / "scoring.json").read_text())
+    assert scores_of([tmp_path / "a"], scoring) and not scores_of([tmp_path / "a"], {**scoring, what: "other"})
+
+
+def test_what_is_found_later_elsewhere_changes_nothing(tmp_path) -> None:
+    """A search that was interrupted goes on with the scores that it took over when it began."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(_: str, done: int, *__: object) -> None:
+        if done >= 8:
+            raise Stop
+
+    whole = spos.evolve(supernet(), make_data(), config=MORE, run=tmp_path / "whole", reuse=[tmp_path / "b"])
+    with pytest.raises(Stop):
+        spos.evolve(supernet(), make_data(), config=MORE, run=tmp_path / "a", reuse=[tmp_path / "b"], progress=stop)
+    spos.evolve(supernet(), make_data(), config=dataclasses.replace(MORE, population=12), run=tmp_path / "b")
+    resumed = spos.evolve(supernet(), make_data(), config=MORE, run=tmp_path / "a", reuse=[tmp_path / "b"])
+    assert facts(resumed.history) == facts(whole.history) and not any(c.reused for c in resumed.history)
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path) -> None:
+    """What the run was started with says nothing of racing; it is off."""
+    later = [field.name for field in dataclasses.fields(spos.SearchConfig) if field.metadata.get("later")]
+    assert later == ["racing"]
+    settings = dataclasses.asdict(MORE)
+    del settings["racing"]
+    text = json.dumps([settings, 0], sort_keys=True)
+    identity = identity_of(MORE, 0, make_data())
+    assert identity["config"] == hashlib.sha256(text.encode()).hexdigest()
+    assert identity_of(dataclasses.replace(MORE, racing=0.9), 0, make_data())["config"] != identity["config"]

@@ -271,3 +271,24 @@ def test_the_front_is_in_the_result_of_a_run(tmp_path, monkeypatch) -> None:
         result = run.read_json("result")
     assert result["objectives"] == ["accuracy", "flops"]
     assert [tuple(arch) for arch in result["pareto"]] == [c.arch for c in found.pareto]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_constraints_that_cannot_be_met_together_are_said(kind: type[Strategy]) -> None:
+    net = spos.Supernet(make_module(), input_shape=(1, 8, 8))
+    (least, _), (_, most) = spos.flops.range(net), spos.params.range(net)
+    constraints = [spos.flops <= least, spos.params >= most]
+    search = kind(net, constraints=constraints, config=dataclasses.replace(SEARCH, population=4))
+    with pytest.raises(spos.UnsatisfiableError, match=r"none of 2,000 random .* reaches flops from .*; params from"):
+        search.ask()
+    nobody = make(kind, allowed=lambda arch: False)
+    with pytest.raises(spos.UnsatisfiableError, match=r"allowed: none of .* random architectures meets this$"):
+        nobody.ask()
+
+
+@pytest.mark.parametrize("score", [None, "0.5", [0.5]])
+def test_a_score_is_a_number(score: object) -> None:
+    search = make(spos.Evolution)
+    archs = search.ask()
+    with pytest.raises(TypeError, match=r"score .* of Arch\(.*: expected a number or a Score"):
+        search.tell(archs, [score] * len(archs))

@@ -30,6 +30,13 @@ def test_hypervolume_grows_to_the_dominated_share_of_the_box() -> None:
     assert hypervolume_curve(candidates, "flops", (0.5, 0.5, 0.0, 5.0)) == [0.0] * 5  # no box, no share
 
 
+def test_dropped_candidates_are_evaluations_and_on_no_front() -> None:
+    given = [(0.9, 1.0, 16), (0.2, 5.0, 64), (0.6, 4.0, 64), (0.8, 1.0, 32)]
+    candidates = [candidate(a, c, images=images) for a, c, images in given]
+    curve = hypervolume_curve(candidates, "flops", (0.0, 1.0, 0.0, 5.0), 64)
+    assert curve == pytest.approx([0.0, 0.0, 0.6 / 5, 0.6 / 5])
+
+
 def test_spread_is_none_for_one_option_and_whole_for_all_alike() -> None:
     first = [candidate(0.5, 1, arch) for arch in itertools.product(range(3), range(2), range(1))]
     second = [candidate(0.5, 1, (1, option, 0), generation=4) for option in (0, 0, 0, 1)]
