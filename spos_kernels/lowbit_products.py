@@ -12,6 +12,7 @@ doubled to stay whole, and the scale halved.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -22,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import CUDA, ISA, current_backend, is_plain, resolve_backend, threads_for
+from spos_kernels.backends import GPU, ISA, current_backend, is_plain, resolve_backend, threads_for
 from spos_kernels.cuda import lowbit as lowbit_cuda
 from spos_kernels.library import register
 from spos_kernels.lowbit_methods import Key, choose
-from spos_kernels.packing import PackedWeight, check_bits, unpack_weight_reference
+from spos_kernels.packing import PackedWeight, check_bits, check_values, unpack_weight_reference
 
 __all__ = ["Quantizer"]
 
@@ -48,6 +49,7 @@ class Quantizer(NamedTuple):
 LARGEST = torch.finfo(torch.float32).max
 # Of a row of weights: each lane of its products sums multiples of up to 64 of them in 32 bits.
 MOST_ROW_BITS = 1 << 23
+MOST_ELEMENTS = 1 << 47  # of a result: more than memory holds, and few enough to count
 # Codes that are the values.
 PLAIN = Quantizer(1.0)
 
@@ -107,11 +109,11 @@ class Prepared(NamedTuple):
 def backend_of(call: Call) -> str:
     """Return the backend that runs a checked call. TypeError for an explicit one that does not have its dtype."""
     in_float32 = call.weight.dtype == torch.float32
-    if current_backend() in CUDA and not in_float32:
+    if current_backend() in GPU and not in_float32:
         raise TypeError(
             f"weight.scale has dtype {call.weight.dtype}: backend {current_backend()!r} accepts torch.float32"
         )
-    backend = resolve_backend(call.x, compiled=("cpu", *CUDA))
+    backend = resolve_backend(call.x, compiled=("cpu", *GPU))
     return backend if in_float32 or backend == "cpu" else "reference"
 
 
@@ -161,9 +163,9 @@ def _kernel(
     rows, columns = _rows_and_columns(launch.sizes)
     results = _results(x, rows, columns, multiplier, out_scale is not None, keep)
     tensors = (x, packed, sums, twice_zero, multiplier, bias, residual, *results)
-    if backend in CUDA:
+    if backend in GPU:
         lowbit_cuda.run(backend, tensors, launch.sizes, launch.numbers, launch.scales, relu, centred)
-    else:
+    elif rows:
         how = prepared(launch, sums.shape[0])
 
         def work(method: int) -> None:
@@ -348,6 +350,11 @@ def check_call(
         given = [name for name, value in options.items() if value is not None] + ["relu"] * relu + ["keep_float"] * keep
         if given:
             raise ValueError(f"{given[0]} is given for a weight without a scale: expected none")
+    for name, flag in (("relu", relu), ("keep_float", keep)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is a {type(flag).__name__}: expected True or False")
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise ValueError(f"the result has shape {list(shape)}: expected at most 2^47 elements")
     if keep and out is None:
         raise ValueError("keep_float = True without out_quantizer: the result is float already")
     outputs = geometry.groups * geometry.outputs
@@ -391,3 +398,4 @@ def _check_dtype(tensor: object, name: str, dtypes: tuple[torch.dtype, ...]) -> 
         *others, last = map(str, dtypes)
         expected = f"{', '.join(others)} or {last}" if others else last
         raise TypeError(f"{name} has dtype {tensor.dtype}: expected {expected}")
+    check_values(tensor, name)

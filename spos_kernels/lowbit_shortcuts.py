@@ -20,6 +20,7 @@ from spos_kernels.packing import PackedWeight
 MOST_SHORTCUTS = 64  # of a weight
 Sizes = tuple[int, ...]
 _SIMPLE = (type(None), bool, int, tuple, Quantizer)
+_NUMBERS = {bool, int, float}
 
 
 class View(NamedTuple):
@@ -55,7 +56,7 @@ def shortcut_key(
         return None
     key: list[object] = []
     for option in options:  # with types, for True is 1, and a tuple equals a quantizer
-        if type(option) not in _SIMPLE:
+        if type(option) not in _SIMPLE or (isinstance(option, tuple) and not _NUMBERS.issuperset(map(type, option))):
             return None
         key += (option, type(option))
         if isinstance(option, tuple):

@@ -154,6 +154,7 @@ def pack_weight(
     """
     if not isinstance(codes, Tensor) or codes.dtype != torch.uint8:
         raise TypeError(f"codes is {_kind(codes)}: expected a torch.uint8 tensor")
+    check_values(codes, "codes")
     if codes.ndim not in (2, 4) or codes.numel() == 0:
         raise ValueError(f"codes has shape {list(codes.shape)}: expected [N, K] or [N, I, kh, kw], none of them 0")
     outputs = codes.shape[0]
@@ -168,12 +169,18 @@ def pack_weight(
             f"scale has {groups} groups of inputs: expected 1, or for [N, K] groups of a multiple of 8 of K = "
             f"{rows.shape[1]}"
         )
+    accepted = f"zero_point = {zero_point!r}: accepted are multiples of ½ from 0 to 2^bits = {2**bits}"
+    if not isinstance(zero_point, Tensor):
+        if zero_point is not None and (isinstance(zero_point, bool) or not isinstance(zero_point, int | float)):
+            raise TypeError(f"{accepted}, or a tensor of them")
+        if zero_point is not None and not 0 <= zero_point <= 2**bits:
+            raise ValueError(accepted)
     zero = torch.as_tensor(
         2.0 ** (bits - 1) if zero_point is None else zero_point, dtype=torch.float64, device=codes.device
     )
     twice = 2 * zero
     if not bool(((twice == twice.round()) & (twice >= 0) & (twice <= 2 * 2**bits)).all()):
-        raise ValueError(f"zero_point = {zero_point!r}: accepted are multiples of ½ from 0 to 2^bits = {2**bits}")
+        raise ValueError(accepted)
     shaped = twice.view(outputs, -1).T if twice.ndim else twice
     twice_zero = shaped.to(torch.int32).expand(groups, outputs).contiguous()
     sums = rows.view(outputs, groups, -1).sum(-1, dtype=torch.int32).T.contiguous()
@@ -205,6 +212,14 @@ def check_bits(bits: object, name: str = "bits") -> int:
     if not 1 <= bits <= 8:
         raise ValueError(f"{name} = {bits!r}: expected an integer from 1 to 8")
     return bits
+
+
+def check_values(tensor: Tensor, name: str) -> None:
+    """Raise TypeError for a tensor without values in memory that strides lead to."""
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} has layout {tensor.layout}: expected torch.strided")
+    if tensor.is_meta:
+        raise TypeError(f"{name} is on the meta device: expected a tensor with values")
 
 
 def check_weight(weight: PackedWeight, ndim: int) -> None:
@@ -244,6 +259,7 @@ def _check_codes(codes: Tensor, bits: int) -> Tensor:
     check_bits(bits)
     if not isinstance(codes, Tensor) or codes.dtype != torch.uint8:
         raise TypeError(f"codes is {_kind(codes)}: expected a torch.uint8 tensor")
+    check_values(codes, "codes")
     if codes.ndim < 1:
         raise ValueError("codes has no dimension: expected at least one")
     return codes.contiguous().view(codes[..., :1].numel() if codes.shape[-1] else 0, codes.shape[-1])

@@ -73,7 +73,8 @@ struct LowbitAvx512 {
         const int64_t steps = (rows.k + 3) / 4, width = int64_t{vectors} * lanes * 4, group = 8 * rows.bits;
         for (int64_t step = 0; step < steps; step += 16) {
             const int64_t offset = step / 16 * group, some = std::min<int64_t>(16, steps - step);
-            const __mmask64 there = first(std::min(group, rows.row_bytes - offset));
+            // These rows' own bytes: they may be a part of longer ones, and end with the memory.
+            const __mmask64 there = first(std::min(group, packed_bytes(rows.k, rows.bits) - offset));
             int8_t* const lines = to + step * width;
             for (int64_t line = 0; line < 16 * width; line += 64) __builtin_prefetch(lines + 16 * width + line, 1);
             for (int vector = 0; vector < vectors; ++vector) {

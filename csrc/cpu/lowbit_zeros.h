@@ -72,7 +72,10 @@ class LowbitZeros {
         wide_ = call_.k() / call_.scale_groups * far_x * far_w > INT32_MAX;
         weight_codes_ = {0, static_cast<int>(half)};
         const bool fits = smallest == largest && smallest <= 128 && multiple() * most_w - smallest <= INT8_MAX;
-        if (call_.method == LowbitMethod::dots && fits && !wide_) {
+        // x is not centred: sums of it times what is folded may be larger than S.
+        const int64_t far_folded = std::max<int64_t>(smallest, multiple() * most_w - smallest);
+        const bool sums_fit = call_.k() / call_.scale_groups * most_x * far_folded <= INT32_MAX;
+        if (call_.method == LowbitMethod::dots && fits && !wide_ && sums_fit) {
             weight_codes_ = {call_.finish.shift, smallest};
             shift_ = 0, any_factor_ = false;
         }

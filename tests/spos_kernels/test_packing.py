@@ -92,6 +92,11 @@ def test_a_weight_unpacks_to_its_codes(shape: tuple[int, ...]) -> None:
         (lambda: sk.unpack(torch.zeros(3, dtype=torch.uint8), 3, 9), ValueError, "expected 4 bytes"),
         (lambda: sk.unpack(torch.zeros(3, dtype=torch.uint8), 3, -1), ValueError, "size = -1"),
         (lambda: sk.unpack([1], 3, 1), TypeError, "packed is a list"),
+        (lambda: sk.pack(torch.zeros(3, dtype=torch.uint8).to_sparse(), 2), TypeError, "codes has layout"),
+        (lambda: sk.pack_weight(codes_of(4, 4, 32), 4, zero_point="a"), TypeError, "zero_point = 'a'"),
+        (lambda: sk.pack_weight(codes_of(4, 4, 32), 4, zero_point=[1, 2]), TypeError, r"zero_point = \[1, 2\]"),
+        (lambda: sk.pack_weight(codes_of(4, 4, 32), 4, zero_point=1j), TypeError, "zero_point = 1j"),
+        (lambda: sk.pack_weight(codes_of(4, 4, 32), 4, zero_point=10**400), ValueError, "multiples of ½"),
     ],
 )
 def test_bad_arguments_are_named(call: object, error: type[Exception], words: str) -> None:
