@@ -1,12 +1,13 @@
-"""Which implementation runs an operation: "cpu" and "cuda" (compiled kernels), "reference" (plain PyTorch) or "auto".
+"""Which implementation runs an operation: "cpu", "cuda" and "triton" (kernels), "reference" (plain PyTorch) or "auto".
 
-"cuda-emulated" runs the kernels of "cuda" on CPU tensors and checks each of their accesses: slow, it is for tests.
+"cuda-emulated" runs the kernels of "cuda" on CPU tensors and checks each of their accesses: slow, it is for tests. So
+is "triton" on CPU tensors, in Triton's interpreter, where TRITON_INTERPRET=1 is set.
 
 The choice is made at forward and travels with the autograd graph, so a backward pass outside the `with` block runs on
 the backend that its forward pass ran on. An explicit backend never falls back to another one. "auto", the default,
-takes the compiled kernels for CPU tensors, and for CUDA tensors where the CUDA module is there and has the operation;
-the reference for tensors elsewhere, in forward-mode AD and under torch.func transforms (grad, vmap, jvp), which the
-compiled kernels do not support.
+takes the compiled kernels for CPU tensors; for CUDA tensors those of the CUDA module, and of Triton where that module
+was not compiled; the reference for tensors elsewhere, in forward-mode AD and under torch.func transforms (grad, vmap,
+jvp), which the kernels do not support.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.cuda.modules import availability
+from spos_kernels.cuda.modules import availability, is_interpreted
 
 __all__ = ["BackendStatus", "backends", "isa", "use_backend"]
 
-NAMES = ("auto", "cpu", "cuda", "cuda-emulated", "reference")
-CUDA = ("cuda", "cuda-emulated")  # those that run the kernels of csrc/cuda
+NAMES = ("auto", "cpu", "cuda", "cuda-emulated", "triton", "reference")
+GPU = ("cuda", "cuda-emulated", "triton")  # those whose kernels are written for GPUs
 
 
 class BackendStatus(NamedTuple):
@@ -48,14 +50,14 @@ _current = _Current()
 class use_backend:
     """Context manager: run the operations of this thread on backend `name`.
 
-    name: "auto", "cpu", "cuda", "cuda-emulated" or "reference". Raises ValueError for any other, RuntimeError for one
-    that is not available here (see `backends`).
+    name: "auto", "cpu", "cuda", "cuda-emulated", "triton" or "reference". Raises ValueError for any other,
+    RuntimeError for one that is not available here (see `backends`).
     """
 
     def __init__(self, name: str) -> None:
         if name not in NAMES:
             raise ValueError(f"name = {name!r}: accepted are {', '.join(map(repr, NAMES))}")
-        if name in CUDA and not (status := backends()[name]).available:
+        if name in GPU and not (status := backends()[name]).available:
             raise RuntimeError(f"backend {name!r} is not available: {status.reason}")
         self._name = name
         self._previous: list[str] = []  # one object may be entered again inside of itself
@@ -72,7 +74,7 @@ def backends() -> dict[str, BackendStatus]:
     """Every backend by name: whether it is available on this machine, and what it is or why it is not."""
     return {
         "cpu": BackendStatus(True, f"compiled kernels for CPU tensors, {isa()} instructions"),
-        **{name: BackendStatus(*availability(name)) for name in CUDA},
+        **{name: BackendStatus(*availability(name)) for name in GPU},
         "reference": BackendStatus(True, "plain PyTorch, on every device"),
     }
 
@@ -94,15 +96,16 @@ def resolve_backend(x: Tensor, compiled: Collection[str] = ("cpu",)) -> str:
     """
     name = _current.backend
     if name == "auto":
-        native = "cpu" if x.is_cpu else "cuda" if runs_cuda(x) and x.dtype is not torch.float64 else "reference"
+        native = "cpu" if x.is_cpu else _native_gpu() if runs_gpu(x) and x.dtype is not torch.float64 else "reference"
         return native if native in compiled and not is_transformed() else "reference"
     if name == "reference":
         return name
     if name not in compiled:
         raise NotImplementedError(f"backend {name!r} does not have this operation: use 'reference' or 'auto'")
-    if not (x.is_cuda if name == "cuda" else x.is_cpu):
-        raise ValueError(f"x is on {x.device}: backend {name!r} accepts {'CUDA' if name == 'cuda' else 'CPU'} tensors")
-    if name in CUDA and x.dtype is torch.float64:
+    on_gpu = name == "cuda" or (name == "triton" and not is_interpreted())
+    if not (x.is_cuda if on_gpu else x.is_cpu):
+        raise ValueError(f"x is on {x.device}: backend {name!r} accepts {'CUDA' if on_gpu else 'CPU'} tensors")
+    if name in GPU and x.dtype is torch.float64:
         raise TypeError(f"x has dtype {x.dtype}: backend {name!r} accepts {names_of(float_dtypes(name))}")
     if is_transformed():
         raise RuntimeError(
@@ -114,7 +117,7 @@ def resolve_backend(x: Tensor, compiled: Collection[str] = ("cpu",)) -> str:
 
 def float_dtypes(backend: str) -> tuple[torch.dtype, ...]:
     """Return the dtypes of floats that the operations compute with on this backend."""
-    return (torch.float32, torch.float16, torch.bfloat16) if backend in CUDA else (torch.float32, torch.float64)
+    return (torch.float32, torch.float16, torch.bfloat16) if backend in GPU else (torch.float32, torch.float64)
 
 
 def names_of(dtypes: Sequence[torch.dtype]) -> str:
@@ -122,9 +125,15 @@ def names_of(dtypes: Sequence[torch.dtype]) -> str:
     return ", ".join(map(str, dtypes[:-1])) + f" and {dtypes[-1]}"
 
 
-def runs_cuda(x: Tensor) -> bool:
-    """Whether the backend in force runs the CUDA kernels on `x`, which may be float16 or bfloat16 then."""
-    return _current.backend in CUDA or (_current.backend == "auto" and x.is_cuda and availability("cuda")[0])
+def runs_gpu(x: Tensor) -> bool:
+    """Whether the backend in force runs kernels for GPUs on `x`, which may be float16 or bfloat16 then."""
+    return _current.backend in GPU or (_current.backend == "auto" and x.is_cuda and _native_gpu() != "reference")
+
+
+@lru_cache(maxsize=1)
+def _native_gpu() -> str:
+    """What runs CUDA tensors without being asked for."""
+    return next((name for name in ("cuda", "triton") if availability(name)[0]), "reference")
 
 
 def current_backend() -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import spos_kernels.choice_block_operators  # noqa: F401  (registers them)
 from spos_kernels import _C
-from spos_kernels.backends import CUDA, is_autocast, is_plain, resolve_backend, takes_kernels
+from spos_kernels.backends import GPU, is_autocast, is_plain, resolve_backend, takes_kernels
 from spos_kernels.choice_block_kernels import dense_pixels, measure, plan_of, rows, run, running
 from spos_kernels.choice_block_reference import Block, Branch, Layer, Link, describe, run_reference
 from spos_kernels.cuda import choice_block as cuda
@@ -61,7 +61,7 @@ def choice_block(
         if y is not None:
             return y
     block = describe(x, branches, choice, stride, training, momentum, eps)
-    backend = resolve_backend(block.x, ("cpu", *CUDA))
+    backend = resolve_backend(block.x, ("cpu", *GPU))
     if backend == "reference" or block.x.shape[0] == 0:
         return run_reference(block, training, momentum, eps)
     return run_block(block, stride, False, training, momentum, eps, backend)
@@ -99,7 +99,7 @@ def run_block(
     affine = [layer.tensors.gamma is not None for layer in layers]
     given = None if training else running([layer.tensors for layer in layers])
     track = partial(_track, layers, block.x.shape[0], momentum)
-    if backend in CUDA and is_plain(block.x, *bank):
+    if backend in GPU and is_plain(block.x, *bank):
         tracked = tuple([layer.tensors[3:] for layer in layers])
         call = cuda.Call(
             tuple(affine), len(block.main), stride, whole, block.shape, tracked, training, momentum, eps, backend

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spos_kernels.backends import CUDA
+from spos_kernels.backends import GPU
 from spos_kernels.choice_block_kernels import (
     Plan,
     backward,
@@ -52,7 +52,7 @@ def _operator(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, bank, plans = _arguments(x, bank, affine, main, stride, whole)
-    if backend in CUDA:
+    if backend in GPU:
         call = _cuda_call(plans[0], given is None, eps, backend)
         options = (call.training, True, None, eps, backend, False)
         y, found, saved = cuda.forward(x, call.layers(bank), main, stride, whole, call.shape, given, *options)
@@ -72,7 +72,7 @@ def _operator_fake(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = plan_of(x, bank, affine, main, stride, whole, cuda.KEPT_ALIGNMENT if backend in CUDA else 1)
+    plan = plan_of(x, bank, affine, main, stride, whole, cuda.KEPT_ALIGNMENT if backend in GPU else 1)
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     statistics = x.new_empty(plan.statistics if given is None else 0, dtype=dtype)
     return empty_nhwc(plan.y, like=x), statistics, x.new_empty(plan.kept)
@@ -94,7 +94,7 @@ def _operator_backward(
     backend: str,
 ) -> list[Tensor]:
     x, bank, plans = _arguments(x, bank, affine, main, stride, whole)
-    if backend in CUDA:
+    if backend in GPU:
         gradients = new_gradients(x, bank, wanted)
         dx, *of_bank = expand(gradients, wanted)
         cuda.backward_into(dy, x, _cuda_call(plans[0], training, eps, backend), bank, saved, statistics, dx, of_bank)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spos_kernels.backends import is_autocast, names_of, runs_cuda
+from spos_kernels.backends import is_autocast, names_of, runs_gpu
 from spos_kernels.layout import as_nhwc
 
 __all__ = ["Branch", "ConvBN", "Link", "choice_block_reference"]
@@ -232,7 +232,7 @@ def _chain(
 
 
 def check_dtype(x: Tensor) -> None:
-    halves = (torch.float16, torch.bfloat16) if runs_cuda(x) else ()
+    halves = (torch.float16, torch.bfloat16) if runs_gpu(x) else ()
     if x.dtype not in (torch.float32, torch.float64, *halves):
         accepted = names_of((torch.float32, torch.float64, *halves))
         raise TypeError(f"x has dtype {x.dtype}: accepted are {accepted}")

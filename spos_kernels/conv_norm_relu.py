@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import CUDA, is_autocast, is_plain, resolve_backend, threads_for
+from spos_kernels.backends import GPU, is_autocast, is_plain, resolve_backend, threads_for
 from spos_kernels.choice_block import run_block, run_links
 from spos_kernels.choice_block_reference import (
     Block,
@@ -59,9 +59,9 @@ def conv_norm_relu(
         if y is not None:
             return y
     x, layer = check_arguments(x, layer, stride, padding, training, momentum, eps)
-    backend = resolve_backend(x, ("cpu", *CUDA))
+    backend = resolve_backend(x, ("cpu", *GPU))
     kernel = layer.weight.shape[-1]
-    native = (backend == "cpu" or (backend in CUDA and kernel == 1)) and x.shape[0] > 0 and is_plain(x)
+    native = (backend == "cpu" or (backend in GPU and kernel == 1)) and x.shape[0] > 0 and is_plain(x)
     if not native or (kernel > 1 and x.requires_grad and torch.is_grad_enabled()):
         return _reference(x, layer, stride, padding, training, momentum, eps)
     if kernel > 1:

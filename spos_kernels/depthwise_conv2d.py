@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spos_kernels import _C
 from spos_kernels.backends import (
-    CUDA,
+    GPU,
     ISA,
     float_dtypes,
     is_autocast,
@@ -51,7 +51,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int
     Raises TypeError (not a tensor, dtype) or ValueError (shape, stride, padding, device), naming the argument.
     """
     x, weight, padding = _arguments(x, weight, padding)
-    backend = resolve_backend(x, compiled=("cpu", *CUDA))
+    backend = resolve_backend(x, compiled=("cpu", *GPU))
     if backend == "reference":
         return _reference(x, weight, stride, padding)
     if is_plain(x, weight):
@@ -159,7 +159,7 @@ def _reference(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 
 def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, backend: str) -> Tensor:
     y = _forward_fake(x, weight, stride, padding, backend)
-    if backend in CUDA:
+    if backend in GPU:
         cuda.forward(as_nhwc(x), weight, y, stride, padding, backend)
         return y
     threads = threads_for(y.numel() * weight.shape[-1] ** 2)
@@ -169,7 +169,7 @@ def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, backend: str)
 
 def _dgrad(dy: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int, backend: str) -> Tensor:
     dx = _dgrad_fake(dy, weight, height, width, stride, padding, backend)
-    if backend in CUDA:
+    if backend in GPU:
         cuda.dgrad(as_nhwc(dy), weight, dx, stride, padding, backend)
         return dx
     threads = threads_for(dy.numel() * weight.shape[-1] ** 2)
@@ -179,7 +179,7 @@ def _dgrad(dy: Tensor, weight: Tensor, height: int, width: int, stride: int, pad
 
 def _wgrad(x: Tensor, dy: Tensor, kernel: int, stride: int, padding: int, backend: str) -> Tensor:
     dweight = _wgrad_fake(x, dy, kernel, stride, padding, backend)
-    if backend in CUDA:
+    if backend in GPU:
         cuda.wgrad(as_nhwc(x), as_nhwc(dy), dweight, stride, padding, False, backend)
         return dweight
     threads = threads_for(dy.numel() * kernel**2)

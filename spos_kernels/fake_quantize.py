@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from spos_kernels import fake_quantize_kernels as kernels
-from spos_kernels.backends import CUDA, is_plain, resolve_backend
+from spos_kernels.backends import GPU, is_plain, resolve_backend
 from spos_kernels.fake_quantize_reference import Call, check_arguments, check_dtypes, codes_reference, reference
 from spos_kernels.library import register
 
@@ -63,7 +63,7 @@ def fake_quantize(
     for the GPU. They compute with what they find.
     """
     call = check_arguments(x, bits, method, learned, signed, zero_point, axis)
-    backend = resolve_backend(call.x, ("cpu", *CUDA))
+    backend = resolve_backend(call.x, ("cpu", *GPU))
     if backend == "reference":
         return reference(call)
     check_dtypes(call, backend)
@@ -93,7 +93,7 @@ def quantize(
     uint8, or int8 where signed, in the shape and memory layout of x. NaN gets the lowest code.
     """
     call = check_arguments(x, bits, method, learned, signed, zero_point, axis)
-    backend = resolve_backend(call.x, ("cpu", *CUDA))
+    backend = resolve_backend(call.x, ("cpu", *GPU))
     if backend == "reference":
         return codes_reference(call)
     check_dtypes(call, backend)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import CUDA, ISA, threads_for
+from spos_kernels.backends import GPU, ISA, threads_for
 from spos_kernels.cuda import fake_quantize as cuda
 from spos_kernels.fake_quantize_reference import Quantizer
 
@@ -31,7 +31,7 @@ def forward(
     y = torch.empty_like(x)
     if x.numel():
         x, quantizer = laid_out_like(x, y), Quantizer(bits, method, signed, axis)
-        if backend in CUDA:
+        if backend in GPU:
             cuda.forward(_flat(x), scale, zero_point, _flat(y), quantizer, _runs(x, axis), backend)
         else:
             scale, zero_point = _read(scale, x), _read(zero_point, x)
@@ -57,7 +57,7 @@ def codes(
     codes = torch.empty_like(x, dtype=quantizer.codes)
     if x.numel():
         x = laid_out_like(x, codes)
-        if backend in CUDA:
+        if backend in GPU:
             cuda.codes(_flat(x), scale, zero_point, _flat(codes), quantizer, _runs(x, axis), backend)
         else:
             scale, zero_point = _read(scale, x), _read(zero_point, x)
@@ -92,7 +92,7 @@ def backward(
     dy = laid_out_like(dy, x)
     outputs = _flat(dx) if needs_dx else None, dscale if needs_dscale else None
     quantizer = Quantizer(bits, method, signed, axis)
-    if backend in CUDA:
+    if backend in GPU:
         cuda.backward(_flat(dy), _flat(x), scale, zero_point, *outputs, quantizer, _runs(x, axis), backend)
     else:
         scale, zero_point = _read(scale, x), _read(zero_point, x)
@@ -123,7 +123,7 @@ def maximum(x: Tensor, axis: int | None, backend: str) -> Tensor:
     if not x.numel():
         return result.zero_()
     x = _dense(x)
-    if backend in CUDA:
+    if backend in GPU:
         cuda.maximum(_flat(x), result, _runs(x, axis), backend)
     else:
         _C.fake_quantize_maximum(_flat(x), result, *_options(x, Quantizer(8, "dorefa", False, axis)))
@@ -131,7 +131,7 @@ def maximum(x: Tensor, axis: int | None, backend: str) -> Tensor:
 
 
 def maximum_fake(x: Tensor, axis: int | None, backend: str) -> Tensor:
-    return x.new_empty(1 if axis is None else x.shape[axis], dtype=torch.float32 if backend in CUDA else x.dtype)
+    return x.new_empty(1 if axis is None else x.shape[axis], dtype=torch.float32 if backend in GPU else x.dtype)
 
 
 def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spos_kernels.backends import CUDA, float_dtypes, is_autocast, is_plain, is_transformed, names_of
+from spos_kernels.backends import GPU, float_dtypes, is_autocast, is_plain, is_transformed, names_of
 
 METHODS = ("dorefa", "pact", "lsq")
 
@@ -95,9 +95,9 @@ def check_dtypes(call: Call, backend: str) -> None:
     x, learned = call.x, call.learned
     if x.dtype not in float_dtypes(backend):
         raise TypeError(f"x has dtype {x.dtype}: accepted are {names_of(float_dtypes(backend))}")
-    if learned is None or learned.dtype == x.dtype or (backend in CUDA and learned.dtype == torch.float32):
+    if learned is None or learned.dtype == x.dtype or (backend in GPU and learned.dtype == torch.float32):
         return
-    alternative = " or torch.float32" if backend in CUDA else ""
+    alternative = " or torch.float32" if backend in GPU else ""
     raise TypeError(f"learned has dtype {learned.dtype}: expected that of x, {x.dtype}{alternative}")
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import CUDA, ISA, is_autocast, is_plain, resolve_backend, threads_for
+from spos_kernels.backends import GPU, ISA, is_autocast, is_plain, resolve_backend, threads_for
 from spos_kernels.cuda import depthwise_conv2d as depthwise_cuda
 from spos_kernels.cuda import sliced_conv2d as cuda
 from spos_kernels.gradient_sink import Extent, GradientSink, active_sink, slice_of
@@ -66,7 +66,7 @@ def sliced_conv2d(
     """
     x, weight, outputs = conv2d_arguments(x, weight, out_channels, out_offset, groups)
     options = (outputs, out_offset, in_offset, stride, padding, groups)
-    backend = resolve_backend(x, compiled=("cpu", *CUDA))
+    backend = resolve_backend(x, compiled=("cpu", *GPU))
     sink = active_sink(weight)
     if backend != "reference" and is_plain(x, weight):
         check_tensors(x, weight, backend)
@@ -130,9 +130,9 @@ class _Plan:
     def forward(self, x: Tensor, weight: Tensor, backend: str) -> Tensor:
         """x, and dy below, has adjacent channels."""
         y = x.new_empty_strided(self.y_shape, self.y_strides)
-        if backend in CUDA and self.depthwise:
+        if backend in GPU and self.depthwise:
             depthwise_cuda.forward(x, self.extent.of(weight), y, self.stride, self.padding, backend)
-        elif backend in CUDA:
+        elif backend in GPU:
             cuda.forward(x, weight, None, y, self.slice, backend)
         elif self.depthwise_on_cpu:
             rows = self.extent.of(weight).contiguous()  # itself, but for strange layouts
@@ -143,9 +143,9 @@ class _Plan:
 
     def dgrad(self, dy: Tensor, weight: Tensor, backend: str) -> Tensor:
         dx = dy.new_empty_strided(self.x_shape, self.x_strides)
-        if backend in CUDA and self.depthwise:
+        if backend in GPU and self.depthwise:
             depthwise_cuda.dgrad(dy, self.extent.of(weight), dx, self.stride, self.padding, backend)
-        elif backend in CUDA:
+        elif backend in GPU:
             cuda.dgrad(dy, weight, dx, self.slice, backend)
         elif self.depthwise_on_cpu:
             rows = self.extent.of(weight).contiguous()
@@ -156,10 +156,10 @@ class _Plan:
 
     def wgrad(self, x: Tensor, dy: Tensor, dweight: Tensor, accumulate: bool, backend: str) -> None:
         """Write the slice's gradient into its place in `dweight`, or add it there; touch nothing else."""
-        if backend in CUDA and self.depthwise:
+        if backend in GPU and self.depthwise:
             rows = self.extent.of(dweight)
             depthwise_cuda.wgrad(x, dy, rows, self.stride, self.padding, accumulate, backend)
-        elif backend in CUDA:
+        elif backend in GPU:
             cuda.wgrad(x, dy, dweight, self.slice, accumulate, backend)
         elif self.depthwise_on_cpu:
             self._depthwise_wgrad(x, dy, self.extent.of(dweight), accumulate)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spos_kernels import _C
-from spos_kernels.backends import CUDA, ISA, is_autocast, is_plain, resolve_backend, threads_for
+from spos_kernels.backends import GPU, ISA, is_autocast, is_plain, resolve_backend, threads_for
 from spos_kernels.cuda import sliced_conv2d as cuda
 from spos_kernels.gradient_sink import Extent, GradientSink, active_sink, slice_of
 from spos_kernels.library import register
@@ -47,7 +47,7 @@ def sliced_linear(
     """
     x, weight, bias, outputs = _arguments(x, weight, bias, out_features, out_offset)
     _check(x, weight, bias, outputs, out_offset, in_offset)
-    backend = resolve_backend(x, compiled=("cpu", *CUDA))
+    backend = resolve_backend(x, compiled=("cpu", *GPU))
     _check_tensors(x, weight, bias, backend)
     plain = is_plain(x, weight, *(() if bias is None else (bias,)))
     weight_sink, bias_sink = active_sink(weight), None if bias is None else active_sink(bias)
@@ -161,7 +161,7 @@ def _forward(
 ) -> Tensor:
     x, bias = _as_rows(x), None if bias is None else bias.contiguous()
     y, options = x.new_empty((x.shape[0], outputs)), _options(out_offset, in_offset)
-    if backend in CUDA:
+    if backend in GPU:
         cuda.forward(x, weight, bias, y, options, backend)
     else:
         _C.sliced_conv2d_forward(x, weight, bias, y, *options, ISA, threads_for(y.numel() * x.shape[1]))
@@ -171,7 +171,7 @@ def _forward(
 def _dgrad(dy: Tensor, weight: Tensor, inputs: int, out_offset: int, in_offset: int, backend: str) -> Tensor:
     dy = _as_rows(dy)
     dx, options = dy.new_empty((dy.shape[0], inputs)), _options(out_offset, in_offset)
-    if backend in CUDA:
+    if backend in GPU:
         cuda.dgrad(dy, weight, dx, options, backend)
     else:
         _C.sliced_conv2d_dgrad(dy, weight, dx, *options, ISA, threads_for(dy.numel() * inputs))
@@ -188,7 +188,7 @@ def _wgrad_into(
     dweight: Tensor, accumulate: bool, x: Tensor, dy: Tensor, out_offset: int, in_offset: int, backend: str
 ) -> None:
     x, dy, options = _as_rows(x), _as_rows(dy), _options(out_offset, in_offset)
-    if backend in CUDA:
+    if backend in GPU:
         cuda.wgrad(x, dy, dweight, options, accumulate, backend)
     else:
         threads = threads_for(dy.numel() * x.shape[1])

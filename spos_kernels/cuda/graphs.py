@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from spos_kernels.cuda.modules import module_of
+from spos_kernels.cuda.modules import is_interpreted, module_of
 
 
 def capture(run: Callable[[], None], backend: str, device: torch.device) -> Callable[[], None]:
-    """Return what replays the launches of `run`, which this calls: once for "cuda-emulated", twice for "cuda".
+    """Return what replays the launches of `run`, which this calls: twice for GPUs, once for "cuda-emulated" and in
+    Triton's interpreter, which has no graphs: there a replay is another call.
 
     device: where the launches go. All memory that `run` touches has to stay where it is, and has to be kept, as long as
     the result is in use.
@@ -24,6 +25,9 @@ def capture(run: Callable[[], None], backend: str, device: torch.device) -> Call
             recording.stop()
         replay: Callable[[], None] = recording.replay
         return replay
+    if backend == "triton" and is_interpreted():
+        run()
+        return run
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -1,7 +1,8 @@
-"""The two modules that hold the CUDA kernels, loaded when they are first asked for.
+"""The modules that hold the kernels for GPUs, loaded when they are first asked for.
 
-"cuda" is the module for GPUs, "cuda-emulated" the same kernels for CPU tensors, checked access by access and slow: it
-is there so that their tests run on any machine.
+"cuda" is the compiled module for GPUs, "cuda-emulated" the same kernels for CPU tensors, checked access by access and
+slow: it is there so that their tests run on any machine. "triton" is `spos_kernels.triton`, functions of the same names
+and arguments, compiled on the GPU when they are first called, or in Triton's interpreter for CPU tensors.
 """
 
 from __future__ import annotations
@@ -13,45 +14,69 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-MODULES = {"cuda": "spos_kernels._cuda", "cuda-emulated": "spos_kernels._cuda_emulated"}
+MODULES = {
+    "cuda": "spos_kernels._cuda",
+    "cuda-emulated": "spos_kernels._cuda_emulated",
+    "triton": "spos_kernels.triton",
+}
 _MISSING = {
     "cuda": "not compiled: install with nvcc on the path, on a machine with a GPU or with SPOS_CUDA=1",
     "cuda-emulated": "not compiled: it is for tests, `make emulated` builds it",
+    "triton": "triton is not installed",
 }
 
 
 def module_of(backend: str) -> ModuleType:
-    """Return the extension module of backend "cuda" or "cuda-emulated"; RuntimeError where it cannot be used."""
+    """Return the module of backend "cuda", "cuda-emulated" or "triton"; RuntimeError where it cannot be used."""
     module = _load(backend)
     if isinstance(module, str):
         raise RuntimeError(f"backend {backend!r} is not available: {module}")
     return module
 
 
-@lru_cache(maxsize=2)  # every operation on a CUDA tensor asks
+@torch.compiler.assume_constant_result
 def availability(backend: str) -> tuple[bool, str]:
     """Whether the backend can be used here, and what it is, or why it cannot be used."""
+    return _availability(backend)
+
+
+@lru_cache(maxsize=3)  # every operation on a CUDA tensor asks
+def _availability(backend: str) -> tuple[bool, str]:
     module = _load(backend)
     if isinstance(module, str):
         return False, module
     if backend == "cuda-emulated":
         return True, "the CUDA kernels on the CPU, every access checked: for tests, slow"
+    if backend == "triton" and is_interpreted():
+        return True, "the Triton kernels in Triton's interpreter, for CPU tensors: for tests, slow"
     if not torch.cuda.is_available():
-        return False, "compiled, but torch sees no GPU"
+        other = "; TRITON_INTERPRET=1 runs them on CPU tensors, slowly" if backend == "triton" else ""
+        return False, f"torch sees no GPU to run the kernels on{other}"
     major, minor = torch.cuda.get_device_capability()
-    return True, f"compiled kernels for CUDA tensors, on {torch.cuda.get_device_name()} (sm_{major}{minor})"
+    kind = "Triton" if backend == "triton" else "compiled"
+    return True, f"{kind} kernels for CUDA tensors, on {torch.cuda.get_device_name()} (sm_{major}{minor})"
 
 
-@lru_cache(maxsize=2)
+@torch.compiler.assume_constant_result  # torch.compile need not see how it is found
+def is_interpreted() -> bool:
+    """Whether the Triton kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1 at the first use."""
+    module = _load("triton")
+    return not isinstance(module, str) and bool(module.INTERPRETED)
+
+
+@lru_cache(maxsize=3)
 def _load(backend: str) -> ModuleType | str:
     """The module, or why there is none."""
     try:
         module = importlib.import_module(MODULES[backend])
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if backend == "triton" and error.name != "triton":
+            raise
         return _MISSING[backend]
     except ImportError as error:
         return f"its module does not load: {error}"
-    module.set_tensor_types(Tensor, torch.nn.Parameter, getattr(Tensor, "__dlpack_c_exchange_api__", None))
+    if backend != "triton":
+        module.set_tensor_types(Tensor, torch.nn.Parameter, getattr(Tensor, "__dlpack_c_exchange_api__", None))
     return module
 
 
