@@ -18,7 +18,7 @@ from spos.modules import is_observed, norm_options
 from spos.spaces.shufflenet import ConvNormReLU, ShuffleBlock, ShuffleNetOneShot
 from spos.steps import Batches, Window
 from spos.supernet import Supernet
-from spos_kernels.backends import current_backend, runs_gpu
+from spos_kernels.backends import gpu_backend
 from spos_kernels.choice_block_reference import Branch
 from spos_kernels.cuda.graphs import capture
 from spos_kernels.cuda.network_pass import Network, NetworkPass
@@ -217,11 +217,9 @@ def _weights(branch: Branch) -> list[Tensor]:
 
 
 def _backend(net: Supernet) -> str:
-    """The backend of CUDA kernels that runs the network here, or none."""
+    """The backend of kernels for GPUs that runs the network here, or none."""
     parameter = next(net.parameters(), None)
-    if parameter is None or not runs_gpu(parameter):
-        return ""
-    return "cuda-emulated" if current_backend() == "cuda-emulated" else "cuda"
+    return "" if parameter is None else gpu_backend(parameter)
 
 
 def _network(net: Supernet) -> ShuffleNetOneShot:

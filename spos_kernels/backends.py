@@ -127,7 +127,15 @@ def names_of(dtypes: Sequence[torch.dtype]) -> str:
 
 def runs_gpu(x: Tensor) -> bool:
     """Whether the backend in force runs kernels for GPUs on `x`, which may be float16 or bfloat16 then."""
-    return _current.backend in GPU or (_current.backend == "auto" and x.is_cuda and _native_gpu() != "reference")
+    return gpu_backend(x) != ""
+
+
+def gpu_backend(x: Tensor) -> str:
+    """Return the backend whose kernels for GPUs run on `x` now, "" where it is none."""
+    if _current.backend in GPU:
+        return _current.backend
+    native = _native_gpu() if _current.backend == "auto" and x.is_cuda else "reference"
+    return "" if native == "reference" else native
 
 
 @lru_cache(maxsize=1)

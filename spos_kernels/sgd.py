@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spos_kernels import _C
 from spos_kernels.backends import ISA, current_backend, is_plain, is_plain_tensor, threads_for
-from spos_kernels.cuda.modules import availability
+from spos_kernels.cuda.modules import availability, is_interpreted
 from spos_kernels.cuda.sgd import PreparedStep, Update
 from spos_kernels.gradient_sink import Extent, GradientSink
 
@@ -217,14 +217,17 @@ class _Backends:
 
     def __init__(self) -> None:
         self._current = current_backend()
-        self._cuda = self._current != "reference" and torch.cuda.is_available() and availability("cuda")[0]
+        names = ("cuda", "triton") if self._current in ("auto", "cpu", "cuda-emulated") else (self._current,)
+        there = torch.cuda.is_available()
+        self._gpu = next((n for n in names if there and n in ("cuda", "triton") and availability(n)[0]), None)
 
     def of(self, parameter: Tensor) -> str | None:
-        """Return "cpu" or a backend of CUDA; None for plain PyTorch."""
+        """Return "cpu" or a backend of kernels for GPUs; None for plain PyTorch."""
         single = parameter.dtype == torch.float32
         if not parameter.is_cpu:
-            return "cuda" if parameter.is_cuda and single and self._cuda else None
-        if self._current == "cuda-emulated" and single:
+            return self._gpu if parameter.is_cuda and single else None
+        emulated = self._current == "cuda-emulated" or (self._current == "triton" and is_interpreted())
+        if emulated and single:
             return self._current
         return "cpu" if single or parameter.dtype == torch.float64 else None
 

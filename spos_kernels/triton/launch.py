@@ -57,8 +57,11 @@ class Kernel:
                 cache_results=True,
             )(self.jit)
 
-    def launch(self, grid: Grid, *arguments: Any, **constants: Any) -> None:
-        """Launch on the device of the first tensor, on its current stream. grid: of a configuration's constants."""
+    def launch(self, grid: Grid | tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        """Launch on the device of the first tensor, on its current stream.
+
+        grid: of programs, or what it is for the constants of a configuration.
+        """
         if Kernel.recorder is not None:
             Kernel.recorder(self, arguments, constants)
             return

@@ -62,7 +62,7 @@ def test_a_backend_belongs_to_its_thread(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", ["gpu", "", None])
 def test_unknown_backends_are_refused(name: object) -> None:
-    with pytest.raises(ValueError, match="accepted are 'auto', 'cpu', 'cuda', 'cuda-emulated', 'reference'"):
+    with pytest.raises(ValueError, match="accepted are 'auto', 'cpu', 'cuda', 'cuda-emulated', 'triton', 'reference'"):
         sk.use_backend(name)  # type: ignore[arg-type]
 
 
@@ -75,7 +75,7 @@ def test_an_explicit_backend_does_not_fall_back() -> None:
 
 def test_backends_tell_what_they_are() -> None:
     status = sk.backends()
-    assert set(status) == {"cpu", "cuda", "cuda-emulated", "reference"}
+    assert set(status) == {"cpu", "cuda", "cuda-emulated", "triton", "reference"}
     assert status["cpu"].available and sk.isa() in status["cpu"].reason
 
 
