@@ -25,7 +25,7 @@ SANITIZE = env PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 \
   UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/$(SANITIZED)/report $(BIN)/python
 
 .PHONY: help setup build emulated demo test lint format bench bench-full test-lowest sanitize test-avx512 wheel \
-  gpu-static ptx bounds mutants gpu-test gpu-bench clean
+  gpu-static triton-static ptx bounds mutants gpu-test gpu-bench clean
 
 help:
 	@echo "make demo         search a network for MNIST, with a report (3 minutes on two cores)"
@@ -38,7 +38,8 @@ help:
 	@echo "make wheel        build the wheel, then import and run it in a second environment"
 	@echo "make emulated     compile the CUDA kernels for the CPU, as their tests run them"
 	@echo "make gpu-static   compile the CUDA kernels with nvcc: registers, spills, occupancy, instructions (no GPU needed)"
-	@echo "make ptx          their PTX, with a JSON description of the entry points, in build/ptx"
+	@echo "make triton-static compile the Triton kernels for four architectures: registers, spills, instructions (no GPU)"
+	@echo "make ptx          the CUDA kernels' PTX, with a JSON description of the entry points, in build/ptx"
 	@echo "make bounds       count what they do, and write docs/cuda-bounds.md: the least time on an A100, H100 and B200"
 	@echo "make mutants      break the kernels in many places, and see that their tests notice (hours; resumes)"
 	@echo "make gpu-test     run their tests on a GPU;  make gpu-bench: their benchmarks, one table to paste"
@@ -112,6 +113,10 @@ $(VENV)/.disassembler: $(VENV)/.installed
 
 gpu-static: $(VENV)/.disassembler
 	@$(BIN)/python tools/gpu/static.py $(if $(UPDATE),--update)
+
+# The Triton kernels, compiled ahead of time by Triton's own compiler. UPDATE=1 writes docs/triton-resources.md anew.
+triton-static: $(VENV)/.built
+	@$(BIN)/python tools/triton/static.py $(if $(UPDATE),--update)
 
 ptx: $(VENV)/.installed
 	@$(BIN)/python tools/gpu/export_ptx.py

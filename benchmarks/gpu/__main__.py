@@ -1,6 +1,6 @@
 """`make gpu-bench`: our operations against torch's on a GPU, one table to paste into an issue or a report.
 
-    python benchmarks/gpu [--device cpu] [--rounds 50] [--no-compile] [--only depthwise]
+    python benchmarks/gpu [--backend triton] [--device cpu] [--rounds 50] [--no-compile] [--only depthwise]
 
 Each cell: microseconds, called from Python / replayed from a CUDA graph (medians), of a whole training step or an
 evaluation of a network, of forward and backward of an operation. "faster" is the quickest of torch's, replayed, divided
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -19,6 +20,8 @@ import torch
 from cases import CASES, OURS, TUNED, Case
 from networks import NETWORKS
 from timing import Call, Times, measure
+
+import spos_kernels as sk
 
 COLUMNS = (OURS, "NCHW", "NHWC", TUNED, "NHWC compiled")
 
@@ -78,6 +81,7 @@ def machine(device: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--backend", choices=("cuda", "triton"), default="cuda", help="whose kernels are ours")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes a minute a case")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
@@ -87,6 +91,15 @@ def main() -> int:
         return 1
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     on_gpu = options.device == "cuda"
+    if options.backend == "triton" and not on_gpu:
+        print("error: --backend triton needs a GPU: in the interpreter its times would say nothing", file=sys.stderr)
+        return 1
+    with sk.use_backend("triton") if options.backend == "triton" else nullcontext():
+        return measure_all(options, on_gpu)
+
+
+def measure_all(options: argparse.Namespace, on_gpu: bool) -> int:
+    """Print the table; return the exit code."""
     print(f"{machine(options.device)}\n", flush=True)
     print(f"| µs, called / replayed | {' | '.join(COLUMNS)} | faster |")
     print("|---|" + "--:|" * (len(COLUMNS) + 1), flush=True)

@@ -19,11 +19,19 @@ from torch import nn
 import spos
 from spos.captured_step import network_of
 from spos.spaces.shufflenet import ShuffleNetOneShot, Spec, channels_last
+from spos_kernels.backends import current_backend
 from spos_kernels.cuda.network_pass import NetworkPass
 from spos_kernels.cuda.training_step import Descent, TrainingStep
 
 PATHS = 64
 SMALL = Spec(4, ((8, 1), (16, 1)), 16)  # for a machine without a GPU, where the emulator runs ours
+
+
+def backend_on(device: str) -> str:
+    """The kernels that are measured."""
+    if device != "cuda":
+        return "cuda-emulated"
+    return "triton" if current_backend() == "triton" else "cuda"
 
 
 def supernet(case: Case, device: str) -> spos.Supernet:
@@ -52,7 +60,7 @@ def training(case: Case, device: str, compiled: bool) -> dict[str, Call]:
     """Forward, loss, backward and update."""
 
     def ours(net: spos.Supernet, inputs: Inputs) -> Call:
-        shape, backend = inputs.images.shape, "cuda" if device == "cuda" else "cuda-emulated"
+        shape, backend = inputs.images.shape, backend_on(device)
         step = TrainingStep(network_of(net.module), shape, backend, descent=Descent(0.9, 4e-5))  # type: ignore[arg-type]
         step.images.copy_(inputs.images)
         step.labels.copy_(inputs.labels)
@@ -88,7 +96,7 @@ def evaluation(case: Case, device: str, compiled: bool) -> dict[str, Call]:
     """Forward by running statistics."""
 
     def ours(net: spos.Supernet, inputs: Inputs) -> Call:
-        backend = "cuda" if device == "cuda" else "cuda-emulated"
+        backend = backend_on(device)
         whole = NetworkPass(network_of(net.module), inputs.images.shape, backend)  # type: ignore[arg-type]
         whole.images.copy_(inputs.images)
 

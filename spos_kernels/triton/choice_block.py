@@ -234,7 +234,20 @@ def _run_forward(
     statistics = floats if statistics is None else statistics
     kind = {"PASSES": block.passes, "GIVEN": given}
     for slot, proj, used in block.slots(False):
-        common = (table, choice, x, kept, statistics, floats, counters, block.batch, block.x_pixel, MOST_PARTS, eps)
+        common = (
+            table,
+            choice,
+            slot,
+            x,
+            kept,
+            statistics,
+            floats,
+            counters,
+            block.batch,
+            block.x_pixel,
+            MOST_PARTS,
+            eps,
+        )
         pointwise = slot % 2 == 1
         tile, across = (POINTWISE_TILE, POINTWISE_TILE) if pointwise else (PIXELS, CHANNELS)
         programs = max(min(blocks(block.pixels_of(layer), tile), MOST_PARTS) for _, layer in used)
@@ -242,7 +255,7 @@ def _run_forward(
         of = forward_kernels.pointwise_forward_kernel if pointwise else forward_kernels.depthwise_forward_kernel
         of.launch(
             (programs, columns), *common,
-            SLOT=slot, PROJ=proj, TRAINING=training, **kind, **(_math(x, tf32) if pointwise else {}),
+            PROJ=proj, TRAINING=training, **kind, **(_math(x, tf32) if pointwise else {}),
         )  # fmt: skip
     has_proj = any(len(branch.layers) > branch.main for branch in block.branches)
     forward_kernels.output_kernel.launch(
@@ -276,7 +289,7 @@ def _run_backward(
         )  # fmt: skip
     for slot, proj, used in block.slots(True):
         pointwise, beside = slot % 2 == 1, 0 if proj else block.beside
-        kind = {"SLOT": slot, "PROJ": proj, "PASSES": block.passes, "TRAINING": training, "GIVEN": given}
+        kind = {"PROJ": proj, "PASSES": block.passes, "TRAINING": training, "GIVEN": given}
         if pointwise:
             kind |= _math(x, tf32)
             grid = (
@@ -298,14 +311,14 @@ def _run_backward(
             dgrad, wgrad = backward_kernels.depthwise_dgrad_kernel, backward_kernels.depthwise_wgrad_kernel
         wgrad.launch(
             weight_grid,
-            table, choice, x, dy, kept, maps, statistics, sums, weight_parts if len(weight_parts) else sums, counters,
-            block.batch, block.x_pixel, dy_pixel, beside, plan.map, MOST_SPLITS, eps, **kind,
+            table, choice, slot, x, dy, kept, maps, statistics, sums, weight_parts if len(weight_parts) else sums,
+            counters, block.batch, block.x_pixel, dy_pixel, beside, plan.map, MOST_SPLITS, eps, **kind,
         )  # fmt: skip
         if dx is None and all(index == 0 for index, _ in used):
             continue
         dgrad.launch(
             grid,
-            table, choice, dy, to_x, kept, maps, statistics, sums, parts, counters, block.batch, dy_pixel, beside,
+            table, choice, slot, dy, to_x, kept, maps, statistics, sums, parts, counters, block.batch, dy_pixel, beside,
             plan.map, MOST_PARTS, eps, HAS_DX=dx is not None, **kind,
         )  # fmt: skip
 

@@ -151,10 +151,11 @@ def end_sums_kernel(
     finish_sums(parts, counters + tl.program_id(1), part, programs, layer, sums, channel, first, second, BLOCK_C)
 
 
-@kernel(fixed(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32))
+@kernel(fixed(num_warps=8, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32), general=["slot"])
 def pointwise_dgrad_kernel(
     table,
     choice,
+    slot,
     dy,
     dx,
     kept,
@@ -169,7 +170,6 @@ def pointwise_dgrad_kernel(
     map_size,
     most_parts,
     eps,
-    SLOT: tl.constexpr,
     PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     HAS_DX: tl.constexpr,
@@ -182,7 +182,7 @@ def pointwise_dgrad_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Tiles of pixels by inputs."""
-    layer, index, chain, used = layer_of(table, choice, SLOT, PROJ)
+    layer, index, chain, used = layer_of(table, choice, slot, PROJ)
     if used == 0:
         return
     if not HAS_DX and index == 0:
@@ -224,10 +224,11 @@ def pointwise_dgrad_kernel(
                     BLOCK_N)  # fmt: skip
 
 
-@kernel(fixed(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32))
+@kernel(fixed(num_warps=8, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32), general=["slot"])
 def pointwise_wgrad_kernel(
     table,
     choice,
+    slot,
     x,
     dy,
     kept,
@@ -243,7 +244,6 @@ def pointwise_wgrad_kernel(
     map_size,
     most_splits,
     eps,
-    SLOT: tl.constexpr,
     PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     TRAINING: tl.constexpr,
@@ -255,7 +255,7 @@ def pointwise_wgrad_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Tiles of outputs by inputs over a part of the pixels; the last program of a tile adds its parts up."""
-    layer, index, chain, used = layer_of(table, choice, SLOT, PROJ)
+    layer, index, chain, used = layer_of(table, choice, slot, PROJ)
     if used == 0:
         return
     address = tl.load(layer + DWEIGHT)
@@ -337,10 +337,11 @@ def spread(
     return result
 
 
-@kernel(fixed(BLOCK_P=32, BLOCK_C=32))
+@kernel(fixed(num_warps=8, BLOCK_P=32, BLOCK_C=32), general=["slot"])
 def depthwise_dgrad_kernel(
     table,
     choice,
+    slot,
     dy,
     dx,
     kept,
@@ -355,7 +356,6 @@ def depthwise_dgrad_kernel(
     map_size,
     most_parts,
     eps,
-    SLOT: tl.constexpr,
     PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     HAS_DX: tl.constexpr,
@@ -364,7 +364,7 @@ def depthwise_dgrad_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    layer, index, chain, used = layer_of(table, choice, SLOT, PROJ)
+    layer, index, chain, used = layer_of(table, choice, slot, PROJ)
     if used == 0:
         return
     if not HAS_DX and index == 0:
@@ -408,10 +408,11 @@ def depthwise_dgrad_kernel(
                     BLOCK_C)  # fmt: skip
 
 
-@kernel(fixed(BLOCK_P=16, BLOCK_C=32, TAPS=8))
+@kernel(fixed(BLOCK_P=16, BLOCK_C=32, TAPS=8), general=["slot"])
 def depthwise_wgrad_kernel(
     table,
     choice,
+    slot,
     x,
     dy,
     kept,
@@ -427,7 +428,6 @@ def depthwise_wgrad_kernel(
     map_size,
     most_splits,
     eps,
-    SLOT: tl.constexpr,
     PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     TRAINING: tl.constexpr,
@@ -437,7 +437,7 @@ def depthwise_wgrad_kernel(
     TAPS: tl.constexpr,
 ):
     """A row of the filters over a part of the pixels, its taps side by side: [pixels, TAPS, channels]."""
-    layer, index, chain, used = layer_of(table, choice, SLOT, PROJ)
+    layer, index, chain, used = layer_of(table, choice, slot, PROJ)
     if used == 0:
         return
     address = tl.load(layer + DWEIGHT)

@@ -43,10 +43,11 @@ from spos_kernels.triton.elements import product, stored
 from spos_kernels.triton.launch import fixed, kernel
 
 
-@kernel(fixed(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32))
+@kernel(fixed(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32), general=["slot"])
 def pointwise_forward_kernel(
     table,
     choice,
+    slot,
     x,
     kept,
     statistics,
@@ -56,7 +57,6 @@ def pointwise_forward_kernel(
     x_pixel,
     most_parts,
     eps,
-    SLOT: tl.constexpr,
     PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     TRAINING: tl.constexpr,
@@ -68,7 +68,7 @@ def pointwise_forward_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Tiles of pixels by outputs: every `programs`-th tile of a column of tiles is a program's."""
-    layer, index, _, used = layer_of(table, choice, SLOT, PROJ)
+    layer, index, _, used = layer_of(table, choice, slot, PROJ)
     if used == 0:
         return
     inputs = field(layer, INPUTS)
@@ -133,10 +133,11 @@ def convolved(
     return sums
 
 
-@kernel(fixed(BLOCK_P=32, BLOCK_C=32))
+@kernel(fixed(num_warps=8, BLOCK_P=32, BLOCK_C=32), general=["slot"])
 def depthwise_forward_kernel(
     table,
     choice,
+    slot,
     x,
     kept,
     statistics,
@@ -146,7 +147,6 @@ def depthwise_forward_kernel(
     x_pixel,
     most_parts,
     eps,
-    SLOT: tl.constexpr,
     PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     TRAINING: tl.constexpr,
@@ -154,7 +154,7 @@ def depthwise_forward_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    layer, index, _, used = layer_of(table, choice, SLOT, PROJ)
+    layer, index, _, used = layer_of(table, choice, slot, PROJ)
     if used == 0:
         return
     outputs = field(layer, OUTPUTS)
@@ -241,7 +241,7 @@ def move_running_statistics(branch, statistics, batch, momentum, BLOCK: tl.const
             put_vector(layer, VAR, channel, tl.fma(tl.zeros_like(var) + share, var - old_var, old_var), mask)
 
 
-@kernel(fixed(BLOCK_P=16, BLOCK_C=64))
+@kernel(fixed(num_warps=8, BLOCK_P=16, BLOCK_C=64))
 def output_kernel(
     table,
     choice,

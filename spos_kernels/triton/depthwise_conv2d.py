@@ -19,7 +19,7 @@ from spos_kernels.triton.sliced_conv2d import add_parts_kernel, maps
 
 PIXEL_BLOCKS = [
     triton.Config({"BLOCK_P": p, "BLOCK_C": c}, num_warps=warps, num_stages=1)
-    for p, c, warps in ((32, 32, 4), (16, 64, 4), (64, 32, 4), (32, 64, 8), (16, 128, 4))
+    for p, c, warps in ((32, 32, 4), (16, 64, 4))
 ]
 
 
@@ -92,7 +92,7 @@ def convolve_kernel(
 @kernel(
     [
         triton.Config({"BLOCK_P": p, "BLOCK_C": c}, num_warps=warps, num_stages=1)
-        for p, c, warps in ((16, 32, 4), (8, 64, 4), (16, 64, 8), (32, 32, 8))
+        for p, c, warps in ((16, 32, 4), (8, 64, 4))
     ],
     key=["pixels", "channels"],
     restore=["dweight"],

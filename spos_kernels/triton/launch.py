@@ -29,6 +29,7 @@ class Kernel:
     key: arguments by whose values the choice is kept. restore: arguments that a launch changes depending on what they
     were before. fits(configuration, arguments, shared): whether one is worth trying, given the bytes of shared memory
     of a block. fused: whether products and sums may be contracted to multiply-adds where the source does not say so.
+    general: integers whose values Triton is not to compile for.
     """
 
     recorder: Recorder | None = None  # instead of launching: for compilation ahead of time
@@ -41,8 +42,10 @@ class Kernel:
         restore: Sequence[str] = (),
         fits: Callable[[triton.Config, Mapping[str, Any], int], bool] | None = None,
         fused: bool = True,
+        general: Sequence[str] = (),
     ) -> None:
-        self.jit = triton.jit(function)
+        self.jit = triton.jit(function, do_not_specialize=list(general))
+        self.general = tuple(general)
         self.name = function.__name__.strip("_")
         self.configurations = list(configurations)
         self.fused = fused
@@ -108,10 +111,7 @@ def product_configurations() -> list[triton.Config]:
     sizes = [
         (64, 64, 32, 4, 2),
         (32, 32, 32, 4, 3),
-        (64, 32, 32, 4, 3),
-        (128, 64, 32, 4, 3),
-        (64, 128, 32, 4, 3),
-        (128, 128, 32, 8, 3),
+        (128, 64, 32, 8, 3),
     ]
     return [
         triton.Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, num_warps=warps, num_stages=stages)

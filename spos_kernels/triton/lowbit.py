@@ -110,12 +110,7 @@ def _fits(configuration: triton.Config, arguments: Mapping[str, Any], shared: in
 @kernel(
     [
         triton.Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
-        for m, n, k, warps, stages in (
-            (64, 64, 64, 4, 2),
-            (16, 64, 128, 4, 3),
-            (128, 64, 64, 8, 3),
-            (64, 128, 64, 8, 3),
-        )
+        for m, n, k, warps, stages in ((64, 64, 64, 4, 2), (16, 64, 128, 4, 3))
     ],
     key=["pixels", "inputs", "outputs", "taps", "BITS"],
     fits=_fits,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import toolchain
 
-TESTS = ("tests/spos_kernels/cuda", "tests/spos/core/test_captured_step.py")
+TESTS = ("tests/spos_kernels/cuda", "tests/spos_kernels/triton", "tests/spos/core/test_captured_step.py")
 ON_THE_GPU = "not emulated"  # ids of parameters: "cuda" and "cuda-emulated"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 PART = "float32"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spos_kernels.cuda.modules import availability, is_interpreted
+from spos_kernels.cuda.modules import availability
 
-_AVAILABLE = {name: availability(name) for name in ("cuda-emulated", "cuda", "triton")}
+_AVAILABLE = {name: availability(name) for name in ("cuda-emulated", "cuda")}
 # For pytest.mark.parametrize: each runs where it is available.
 CUDA_BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(not available, reason=f"{name}: {why}"))
@@ -19,4 +19,4 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def device_of(backend: str) -> str:
-    return "cuda" if backend == "cuda" or (backend == "triton" and not is_interpreted()) else "cpu"
+    return "cuda" if backend == "cuda" else "cpu"
