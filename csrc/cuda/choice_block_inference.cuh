@@ -3,10 +3,9 @@
 //
 // Shapes    A block has a tile of the output, 8 x 8 pixels (stride 2: 4 x 8), and all channels. What the depthwise
 //           convolution reads of it, the region, is larger by k - 1.
-// Method    The region's pixels go through the first product, 64 x 64 sums at a time (gemm.cuh), are normalised and lie
-// in
-//           shared memory as planes of 32 channels, zero outside of the image. A warp convolves a patch of each plane;
-//           its sums take the plane's place, and are the rows of the second product.
+// Method    The region's pixels go through the first product, 64 x 64 sums at a time (gemm.cuh), are normalised and
+//           lie in shared memory as planes of 32 channels, zero outside of the image. A warp convolves a patch of each
+//           plane; its sums take the plane's place, and are the rows of the second product.
 // Bytes     The input's region, both weights from L2, and y: nothing in between. The first product is done again where
 //           regions overlap: (8 + k - 1)^2 / 64 times.
 #pragma once

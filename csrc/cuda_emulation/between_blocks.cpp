@@ -24,7 +24,7 @@ void BetweenBlocks::atomic(uintptr_t address, bool fenced, const Here& here) {
     Told& told = by_address_[address];
     if (!told.empty()) {
         const auto own = std::find_if(recent_.begin(), recent_.end(), [&](const Recent& each) {
-            return each.warp == here.warp && each.lane == here.lane;
+            return each.warp == here.warp && each.lane == here.lane && each.clock == here.clocks[here.lane];
         });
         if (own == recent_.end())
             recent_.push_back({here.warp, here.lane, here.clocks[here.lane], told});
@@ -55,6 +55,16 @@ uint32_t BetweenBlocks::join(uint32_t a, uint32_t b) {
     if (a == b || b == 0) return a;
     if (a == 0) return b;
     if (points_[a].epoch != points_[b].epoch) return points_[a].epoch > points_[b].epoch ? a : b;
+    const auto contains = [](const Point& all, const Point& some) {
+        return std::all_of(some.warps.begin(), some.warps.end(), [&](const auto& one) {
+            return std::any_of(all.warps.begin(), all.warps.end(), [&](const auto& each) {
+                return each.first == one.first && std::equal(one.second.begin(), one.second.end(), each.second.begin(),
+                                                             [](uint32_t x, uint32_t y) { return x <= y; });
+            });
+        });
+    };
+    if (contains(points_[a], points_[b])) return a;
+    if (contains(points_[b], points_[a])) return b;
     Point both = points_[a];
     for (const auto& [warp, clocks] : points_[b].warps) {
         const auto own = std::find_if(both.warps.begin(), both.warps.end(),

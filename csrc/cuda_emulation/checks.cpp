@@ -118,8 +118,10 @@ bool Emulator::ordered(Stamp earlier, const Thread& thread) const {
     if (!earlier) return true;
     if (earlier.block() != block_number + 1) return between_blocks_.ordered(earlier, here(thread));
     if (earlier.epoch() < epoch_) return true;
-    return earlier.thread() / warp_lanes == thread.warp->number &&
-           thread.warp->clock[thread.lane][earlier.thread() % warp_lanes] >= earlier.clock();
+    if (earlier.thread() / warp_lanes == thread.warp->number &&
+        thread.warp->clock[thread.lane][earlier.thread() % warp_lanes] >= earlier.clock())
+        return true;
+    return between_blocks_.ordered(earlier, here(thread));  // warps of a block tell each other in the same way
 }
 
 std::string Emulator::describe(Stamp stamp) const {
@@ -145,19 +147,29 @@ void Emulator::check_order(Thread& thread, Shadow& shadow, size_t offset, size_t
     shadow.visit(offset, size, generation, [&](Cell& cell) {
         if (!(access == Access::atomic && cell.write.atomic()) && !ordered(cell.write, thread))
             race(cell.write, cell.write_site, "write");
+        if (access != Access::atomic && !ordered(cell.added, thread)) race(cell.added, cell.added_site, "write");
         if (access == Access::read) {
-            if (cell.read[0] && cell.read[0].thread() == now.thread() && cell.read[0].block() == now.block()) {
-                cell.read[0] = now;
-            } else {
-                cell.read[1] = cell.read[0];
-                cell.read_site[1] = cell.read_site[0];
-                cell.read[0] = now;
-            }
-            cell.read_site[0] = here;
+            // In the place of this thread's own, or of one that is ordered before; else one of each block stays.
+            int place = 1;
+            if (cell.read[0].thread() == now.thread() && cell.read[0].block() == now.block())
+                place = 0;
+            else if (!ordered(cell.read[1], thread))
+                place = ordered(cell.read[0], thread) ||
+                                (cell.read[0].block() == now.block() && cell.read[1].block() != now.block())
+                            ? 0
+                            : 1;
+            cell.read[place] = now;
+            cell.read_site[place] = here;
             return;
         }
         for (int i = 0; i < 2; ++i)
             if (!ordered(cell.read[i], thread)) race(cell.read[i], cell.read_site[i], "read");
+        if (access != Access::atomic)
+            cell.added = Stamp();
+        else if (ordered(cell.added, thread)) {
+            cell.added = cell.write.atomic() && !ordered(cell.write, thread) ? cell.write : Stamp();
+            cell.added_site = cell.write_site;
+        }
         cell.write = now;
         cell.write_site = here;
         cell.read[0] = cell.read[1] = Stamp();
@@ -172,7 +184,11 @@ void Emulator::order_through(uintptr_t address) {
     between_blocks_.atomic(address, current->fenced, here(*current));
     // What this thread does from now on is not what it has told of.
     uint32_t& clock = current->warp->clock[current->lane][current->lane];
-    if (current->fenced && clock + 1 < Stamp::clocks) ++clock;
+    if (current->fenced && ++clock >= Stamp::clocks && kernel.checked) {
+        report(Kind::invalid_launch, *current, {},
+               "checks reach to 2^16 fenced atomic operations and warp barriers of a thread");
+        abandon();
+    }
 }
 
 void Emulator::start_copy(char* to, const char* from, int bytes, int source_bytes, uintptr_t pc) {

@@ -30,8 +30,8 @@ class Stamp {
 
 // Two reads by different threads: whoever writes without order, one of them is someone else's.
 struct Cell {
-    Stamp write, read[2];
-    int32_t write_site = 0, read_site[2] = {0, 0};
+    Stamp write, read[2], added;  // added: an atomic operation before `write`, not ordered before that one
+    int32_t write_site = 0, read_site[2] = {0, 0}, added_site = 0;
 };
 
 // Cells for a range of memory. They are of four bytes until a smaller access comes, then of one. Cells of another

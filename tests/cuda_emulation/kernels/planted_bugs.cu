@@ -286,6 +286,70 @@ __global__ void write_after_counter(const float* in, float* out, int* words) {
     out[count] = sum;
 }
 
+// Sums by atomic operations, which the last block then reads.
+template <bool correct>
+__global__ void missing_barrier_after_adding(const float* in, float* out, int* words) {
+    SHARED_ARRAY(int, last, [1]);
+    const int t = threadIdx.x;
+    atomicAdd(&out[t], in[blockIdx.x * threads + t]);
+    __threadfence();
+    if (correct) __syncthreads();
+    if (t == 0) last[0] = atomicAdd(&words[1], 1) == blocks - 1;
+    __syncthreads();
+    if (last[0]) out[count + t] = 2 * out[t];  // planted: global_race
+}
+
+// The last block changes what all have read.
+template <bool correct>
+__global__ void missing_fence_after_reading(const float* in, float* out, int* words) {
+    SHARED_ARRAY(int, last, [1]);
+    const int t = threadIdx.x;
+    const float value = in[t] + out[count];
+    if (correct) __threadfence();
+    __syncthreads();
+    if (t == 0) last[0] = atomicAdd(&words[1], 1) == blocks - 1;
+    __syncthreads();
+    if (last[0] && t == 0) out[count] = value;  // planted: global_race
+}
+
+// A second counter, of which the other lanes have not been told.
+template <bool correct>
+__global__ void missing_warp_barrier_after_second_counter(const float* in, float* out, int* words) {
+    const int t = threadIdx.x;
+    if (t >= 32) return;
+    out[blockIdx.x * threads + t] = in[t];
+    if (t == 0) {
+        __threadfence();
+        atomicAdd(&words[0], 1);
+    }
+    __syncwarp();
+    int before = 0;
+    if (t == 0) before = atomicAdd(&words[1], 1);
+    before = __shfl_sync(0xffffffffu, before, 0);
+    if (correct) __syncwarp();
+    if (before < blocks - 1) return;
+    float sum = 0;
+    for (int block = 0; block < blocks; ++block) sum += out[block * threads + t];  // planted: global_race
+    out[count + t] = sum;
+}
+
+// The last warp of the grid, without a barrier of the block.
+template <bool correct>
+__global__ void missing_fence_of_warps(const float* in, float* out, int* words) {
+    const int t = threadIdx.x, lane = t % 32;
+    out[blockIdx.x * threads + t] = in[t];
+    if (correct) __threadfence();
+    __syncwarp();
+    int before = 0;
+    if (lane == 0) before = atomicAdd(&words[1], 1);
+    before = __shfl_sync(0xffffffffu, before, 0);
+    __syncwarp();
+    if (before < 2 * blocks - 1) return;
+    float sum = 0;
+    for (int i = lane; i < count; i += 32) sum += out[i];  // planted: global_race
+    out[count + lane] = sum;
+}
+
 template <bool correct>
 __global__ void misaligned_vector(const float* in, float* out, int*) {
     const int t = threadIdx.x;
@@ -422,6 +486,10 @@ const Entry entries[] = {
     ENTRY(missing_barrier_before_counter),
     ENTRY(missing_barrier_after_counter),
     ENTRY(write_after_counter),
+    ENTRY(missing_barrier_after_adding),
+    ENTRY(missing_fence_after_reading),
+    ENTRY(missing_warp_barrier_after_second_counter),
+    ENTRY(missing_fence_of_warps),
     ENTRY(misaligned_vector),
     ENTRY(misaligned_vector_store),
     ENTRY(misaligned_matrix),
