@@ -151,7 +151,7 @@ def end_sums_kernel(
     finish_sums(parts, counters + tl.program_id(1), part, programs, layer, sums, channel, first, second, BLOCK_C)
 
 
-@kernel(fixed(num_warps=8, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32), general=["slot"])
+@kernel(fixed(num_warps=8, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16), general=["slot"])
 def pointwise_dgrad_kernel(
     table,
     choice,
@@ -224,7 +224,7 @@ def pointwise_dgrad_kernel(
                     BLOCK_N)  # fmt: skip
 
 
-@kernel(fixed(num_warps=8, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32), general=["slot"])
+@kernel(fixed(num_warps=8, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16), general=["slot"])
 def pointwise_wgrad_kernel(
     table,
     choice,

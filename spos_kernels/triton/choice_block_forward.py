@@ -43,7 +43,7 @@ from spos_kernels.triton.elements import product, stored
 from spos_kernels.triton.launch import fixed, kernel
 
 
-@kernel(fixed(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32), general=["slot"])
+@kernel(fixed(num_warps=8, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16), general=["slot"])
 def pointwise_forward_kernel(
     table,
     choice,

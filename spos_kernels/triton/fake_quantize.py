@@ -127,15 +127,17 @@ def visit(
     """Elements of a pass with sums: their terms, as the bits of the magnitude for MAXIMUM."""
     value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
     if MAXIMUM:
-        return tl.abs(value).to(tl.int32, bitcast=True)  # ordered as the magnitudes are; NaN is the largest
-    lowest = tl.cast(lowest, tl.float32)
-    highest = tl.cast(highest, tl.float32)
-    divisor, low, high, bound = coefficients(scale, zero_point, channel, lowest, highest, mask, METHOD, HAS_ZERO)
-    gradient = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
-    to_x, term = backward_of(value, gradient, divisor, low, high, bound, METHOD)
-    if HAS_DX:
-        tl.store(dx + at, stored(to_x, dx), mask=mask)
-    return tl.where(mask, term, 0.0)
+        term = tl.abs(value).to(tl.int32, bitcast=True)  # ordered as the magnitudes are; NaN is the largest
+    else:
+        bottom = tl.cast(lowest, tl.float32)
+        top = tl.cast(highest, tl.float32)
+        divisor, low, high, bound = coefficients(scale, zero_point, channel, bottom, top, mask, METHOD, HAS_ZERO)
+        gradient = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
+        to_x, term = backward_of(value, gradient, divisor, low, high, bound, METHOD)
+        if HAS_DX:
+            tl.store(dx + at, stored(to_x, dx), mask=mask)
+        term = tl.where(mask, term, 0.0)
+    return term
 
 
 @kernel(fixed(ROWS=16, BLOCK=64), fused=False)

@@ -103,14 +103,18 @@ def kernel(configurations: Sequence[triton.Config], **options: Any) -> Callable[
 
 def fixed(num_warps: int = 4, **constants: int) -> list[triton.Config]:
     """The only configuration of a kernel that has nothing to tune."""
-    return [triton.Config(constants, num_warps=num_warps, num_stages=2)]
+    return [triton.Config(constants, num_warps=num_warps, num_stages=1)]
 
 
 def product_configurations() -> list[triton.Config]:
-    """Tiles of matrix products, BLOCK_M × BLOCK_N sums, BLOCK_K of k at a time."""
+    """Tiles of matrix products, BLOCK_M × BLOCK_N sums, BLOCK_K of k at a time.
+
+    Those of one stage are for multiply-adds of float32, which spill with more, the others for tensor cores.
+    """
     sizes = [
-        (64, 64, 32, 4, 2),
-        (32, 32, 32, 4, 3),
+        (64, 64, 16, 8, 1),
+        (32, 32, 32, 4, 1),
+        (64, 64, 32, 4, 3),
         (128, 64, 32, 8, 3),
     ]
     return [
@@ -129,6 +133,9 @@ def product_fits(rows: str, columns: str, tensor: str) -> Callable[[triton.Confi
     def fits(configuration: triton.Config, arguments: Mapping[str, Any], shared: int) -> bool:
         m, n, k = (configuration.kwargs[f"BLOCK_{letter}"] for letter in "MNK")
         size = arguments[tensor].element_size()
+        by_fma = size == 4 and arguments["PRECISION"] == "ieee"
+        if by_fma != (configuration.num_stages == 1):
+            return False
         if configuration.num_stages * k * (m + n) * size > shared:
             return False
         if m * n > MOST_SUMS * 32 * configuration.num_warps:
