@@ -1,12 +1,8 @@
-"""The Triton kernels run on a GPU where there is one, else in Triton's interpreter, which has to be asked for early."""
+"""The Triton kernels run on a GPU where there is one, else in Triton's interpreter (tests/conftest.py asks for it)."""
 
 import os
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from spos_kernels.cuda.modules import availability, is_interpreted
 
