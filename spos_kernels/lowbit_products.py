@@ -50,8 +50,7 @@ LARGEST = torch.finfo(torch.float32).max
 # Of a row of weights: each lane of its products sums multiples of up to 64 of them in 32 bits.
 MOST_ROW_BITS = 1 << 23
 MOST_ELEMENTS = 1 << 47  # of a result: more than memory holds, and few enough to count
-# Codes that are the values.
-PLAIN = Quantizer(1.0)
+PLAIN = Quantizer(1.0)  # of codes that are the values
 
 
 class Geometry(NamedTuple):
