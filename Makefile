@@ -34,7 +34,7 @@ help:
 	@echo "make bench        the main benchmarks (5 minutes); make bench-full: all of them"
 	@echo "make test-lowest  run the tests with the lowest supported torch (downloads several GB)"
 	@echo "make sanitize     run the kernels' tests with address and undefined-behaviour checks (5 minutes to compile)"
-	@echo "make test-avx512  run the kernels' tests of AVX-512 on a processor without it (minutes to compile)"
+	@echo "make test-avx512  run the kernels' tests of AVX-512 and AMX on a processor without (minutes to compile)"
 	@echo "make wheel        build the wheel, then import and run it in a second environment"
 	@echo "make emulated     compile the CUDA kernels for the CPU, as their tests run them"
 	@echo "make gpu-static   compile the CUDA kernels with nvcc: registers, spills, occupancy, instructions (no GPU needed)"
@@ -154,14 +154,17 @@ sanitize: $(VENV)/.installed
 	@$(SANITIZE) -m pytest tests/spos_kernels; status=$$?; \
 	  if ls $(SANITIZED)/report.* > /dev/null 2>&1; then cat $(SANITIZED)/report.*; exit 1; fi; exit $$status
 
-# The AVX-512 kernels where the processor has AVX2 only: compiled with twins of the intrinsics (csrc/avx512_twins), as a
-# package folder of its own that comes first on the import path. Loops that the compiler turned into vectors itself are
-# those of AVX2.
+# The AVX-512 and AMX kernels where the processor has AVX2 only, or no AMX: compiled with twins of the intrinsics
+# (csrc/avx512_twins, csrc/core/amx.h), as a package folder of its own that comes first on the import path. Loops that
+# the compiler turned into vectors itself are those of AVX2.
 TWINS := build/avx512-twins
+TWIN_TESTS := tests/avx512_twins tests/spos_kernels --ignore=tests/spos_kernels/cuda --ignore=tests/spos_kernels/triton
 test-avx512: $(VENV)/.installed
 	@has() { for flag; do grep -qsw "$$flag" /proc/cpuinfo || return 1; done; }; \
 	if has avx512f avx512bw avx512dq avx512vl avx512_vnni avx512vbmi avx512_vpopcntdq; then \
-	  echo "test-avx512: skipped, this processor has AVX-512: make test runs its kernels"; \
+	  if has amx_tile amx_int8; then \
+	    echo "test-avx512: skipped, this processor has AVX-512 and AMX: make test runs their kernels"; \
+	  else $(MAKE) --no-print-directory run-avx512-twins TWIN_TESTS="tests/spos_kernels/test_lowbit_*.py -k amx"; fi; \
 	elif ! has avx2 fma; then \
 	  echo "test-avx512: skipped, this processor has no AVX2"; \
 	else $(MAKE) --no-print-directory run-avx512-twins; fi
@@ -172,8 +175,8 @@ run-avx512-twins:
 	@echo "test-avx512: compiling"
 	@SPOS_AVX512_TWINS=1 SPOS_CUDA=0 $(BIN)/python setup.py -q build --build-lib $(TWINS) > $(VENV)/avx512-twins.log 2>&1 || \
 	  { cat $(VENV)/avx512-twins.log >&2; exit 1; }
-	@$(TESTED) -c 'import spos_kernels._C as m; assert m.isa_supported(m.Isa.avx512); print("test-avx512: testing", m.__file__)'
-	@$(TESTED) -m pytest tests/avx512_twins tests/spos_kernels --ignore=tests/spos_kernels/cuda
+	@$(TESTED) -c 'import spos_kernels._C as m; assert m.isa_supported(m.Isa.amx); print("test-avx512: testing", m.__file__)'
+	@$(TESTED) -m pytest $(TWIN_TESTS)
 
 # The second environment borrows torch and the other dependencies from the first through a path file, which does not
 # bring the first one's editable install along; the wheel itself is installed for real.

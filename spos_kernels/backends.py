@@ -80,7 +80,7 @@ def backends() -> dict[str, BackendStatus]:
 
 
 def isa() -> str:
-    """Return the instruction set of the compiled kernels: "avx512", "avx2" or "portable".
+    """Return the instruction set of the compiled kernels: "amx", "avx512", "avx2" or "portable".
 
     It is the best one that the processor has, or the one named by the environment variable SPOS_ISA when this package
     was imported.

@@ -10,7 +10,8 @@ PYBIND11_MODULE(_C, module) {
     py::enum_<spos::Isa>(module, "Isa")
         .value("portable", spos::Isa::portable)
         .value("avx2", spos::Isa::avx2)
-        .value("avx512", spos::Isa::avx512);
+        .value("avx512", spos::Isa::avx512)
+        .value("amx", spos::Isa::amx);
     module.def("best_isa", &spos::best_isa);
     module.def("isa_supported", &spos::isa_supported, py::arg("isa"));
     module.def("set_tensor_types", &spos::set_tensor_types, py::arg("tensor"), py::arg("parameter"),

@@ -13,8 +13,8 @@ namespace spos {
 // ValueError if float32 kernels for `isa` cannot run here; float64 has portable kernels only.
 inline void require_isa(Isa isa, Dtype dtype) {
     // Asked once: the instruction that asks the processor traps in a virtual machine, 25 microseconds each time.
-    static const std::array<bool, 3> supported = {isa_supported(Isa::portable), isa_supported(Isa::avx2),
-                                                  isa_supported(Isa::avx512)};
+    static const std::array<bool, 4> supported = {isa_supported(Isa::portable), isa_supported(Isa::avx2),
+                                                  isa_supported(Isa::avx512), isa_supported(Isa::amx)};
     if (dtype == Dtype::float32 && !supported[static_cast<size_t>(isa)])
         throw py::value_error("isa: this processor does not support it");
 }

@@ -3,9 +3,11 @@
 
 namespace spos {
 
-enum class Isa { portable, avx2, avx512 };
+// Each has all that those before it have.
+enum class Isa { portable, avx2, avx512, amx };
 
-// Whether the avx512 bodies were compiled with csrc/avx512_twins in place of the instructions: for tests, on AVX2.
+// Whether the avx512 and amx bodies were compiled with csrc/avx512_twins in place of the instructions: for tests, on
+// AVX2.
 #if defined(SPOS_AVX512_TWINS)
 inline constexpr bool avx512_is_twins = true;
 #else

@@ -13,7 +13,7 @@ double run_ceiling(Ceiling ceiling, Isa isa, int64_t iterations, int threads) {
     CeilingBody body = ceiling_body<Vector128<float>>();
 #if defined(__x86_64__)
     if (isa == Isa::avx2) body = ceiling_body_avx2();
-    if (isa == Isa::avx512) body = ceiling_body_avx512();
+    if (isa >= Isa::avx512) body = ceiling_body_avx512();
 #else
     (void)isa;
 #endif

@@ -10,7 +10,7 @@ template <typename T>
 ChannelOps<T> channel_ops([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
     if constexpr (std::is_same_v<T, float>) {
-        if (isa == Isa::avx512) return channel_ops_avx512();
+        if (isa >= Isa::avx512) return channel_ops_avx512();
         if (isa == Isa::avx2) return channel_ops_avx2();
     }
 #endif

@@ -12,7 +12,7 @@ template <typename T>
 DepthwiseBody<T> choose_depthwise_body([[maybe_unused]] Isa isa, int64_t channels) {
 #if defined(__x86_64__)
     if constexpr (std::is_same_v<T, float>) {
-        if (isa == Isa::avx512 && channels >= 16) return depthwise_body_avx512();
+        if (isa >= Isa::avx512 && channels >= 16) return depthwise_body_avx512();
         if (isa != Isa::portable && channels >= 8) return depthwise_body_avx2();
     }
 #endif

@@ -26,7 +26,7 @@ template <typename T>
 FakeQuantizeBody<T> body_for([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
     if constexpr (std::is_same_v<T, float>) {
-        if (isa == Isa::avx512) return fake_quantize_body_avx512();
+        if (isa >= Isa::avx512) return fake_quantize_body_avx512();
         if (isa == Isa::avx2) return fake_quantize_body_avx2();
     }
 #endif

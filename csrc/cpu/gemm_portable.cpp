@@ -10,7 +10,7 @@ template <typename T>
 GemmBody<T> gemm_body([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
     if constexpr (std::is_same_v<T, float>) {
-        if (isa == Isa::avx512) return gemm_body_avx512();
+        if (isa >= Isa::avx512) return gemm_body_avx512();
         if (isa == Isa::avx2) return gemm_body_avx2();
     }
 #endif

@@ -122,8 +122,9 @@ struct SignedCodes {
 };
 
 struct LowbitBody {
-    int lanes;  // columns of a vector of dot products
-    int panel;  // vectors of a panel
+    int lanes;     // columns of a vector of dot products
+    int panel;     // vectors of a panel
+    int dot_rows;  // c of `dots` has room for a multiple of so many rows, and b can be read up to a multiple of 64 k
     int bit_lanes, bit_panel;
     // Rows n0 .. n0 + count - 1 as columns, filled up with anything to `vectors`: [k / 4][column][4].
     void (*pack_dots)(const PackedRows&, int64_t n0, int64_t count, int vectors, SignedCodes, uint8_t* scratch,
@@ -155,10 +156,12 @@ struct LowbitBody {
     }
 };
 
+LowbitBody lowbit_body_avx512amx();
 LowbitBody lowbit_body_avx512vnni();
 LowbitBody lowbit_body_avx2();
 
-// The body for `isa`: avx512 takes VNNI, VBMI and VPOPCNTDQ where the processor has all of them, else what avx2 takes.
+// The body for `isa`: avx512 takes VNNI, VBMI and VPOPCNTDQ where the processor has all of them, else what avx2 takes;
+// amx has them.
 LowbitBody lowbit_body(Isa isa);
 
 }  // namespace spos

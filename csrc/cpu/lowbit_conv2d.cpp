@@ -182,7 +182,8 @@ class Convolution {
 
         // Rows of a block: whole tiles of every height. Where all panels stay in L2 a block meets all of them, or
         // enough.
-        constexpr int64_t block_bytes = 256 << 10, tile = 24, near_panels = 512 << 10;
+        constexpr int64_t block_bytes = 256 << 10, near_panels = 512 << 10;
+        const int64_t tile = by_bits() ? 24 : body_.dot_rows;
         const int64_t pixels = call_.pixels(), tiles = (pixels + tile - 1) / tile, enough = 16 * threads_;
         const int64_t most =
             tile * std::clamp<int64_t>(pointed ? tiles * panels_ / enough : block_bytes / row_ / tile, 1, 4);
@@ -190,7 +191,8 @@ class Convolution {
         const bool by_panels = pointed && vectors * lanes_ * column > near_panels;
         const int64_t cuts = by_panels ? panels_ : std::clamp<int64_t>((enough + blocks - 1) / blocks, 1, panels_);
 
-        uint8_t* const panels = arena_.take<uint8_t>(by_panels ? threads_ * width * column : vectors * lanes_ * column);
+        uint8_t* const panels =
+            arena_.take<uint8_t>((by_panels ? threads_ * width : vectors * lanes_) * column + 64 * width);
         constexpr int64_t apart = 8;  // lines of cache
         int64_t* const packed_panels = arena_.take<int64_t>(threads_ * apart);
         uint8_t* const planes = arena_.take<uint8_t>(by_bits() ? in_pixels() * record_ : 0);

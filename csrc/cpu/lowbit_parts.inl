@@ -97,6 +97,7 @@ template <class V>
 LowbitBody make_lowbit_body() {
     return {V::lanes,
             V::panel,
+            24,  // a multiple of every tile's rows
             V::bit_lanes,
             V::bit_panel,
             V::pack,

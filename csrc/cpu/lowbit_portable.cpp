@@ -64,6 +64,7 @@ LowbitBody lowbit_body([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
     // Asked once: the instruction traps in a virtual machine.
     static const bool vnni = avx512_is_twins || has_vnni();
+    if (isa == Isa::amx) return lowbit_body_avx512amx();
     if (isa == Isa::avx512 && vnni) return lowbit_body_avx512vnni();
     if (isa != Isa::portable) return lowbit_body_avx2();
 #endif

@@ -12,7 +12,7 @@ template <typename T>
 SgdBody<T> sgd_body([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
     if constexpr (std::is_same_v<T, float>) {
-        if (isa == Isa::avx512) return sgd_body_avx512();
+        if (isa >= Isa::avx512) return sgd_body_avx512();
         if (isa == Isa::avx2) return sgd_body_avx2();
     }
 #endif

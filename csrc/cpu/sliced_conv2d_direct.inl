@@ -102,7 +102,6 @@ SPOS_INLINE void add_pixels(const typename V::Scalar* a, int64_t a_m, const type
 template <class V, int MR, int NV, bool Full, bool Edges>
 void direct_tile(const DirectRows<typename V::Scalar>& call, const typename V::Scalar* a, int64_t rows,
                  const typename V::Scalar* b, typename V::Scalar* c, const typename V::Scalar* bias, int count) {
-    using T = typename V::Scalar;
     using Value = typename V::Value;
     const int64_t a_m = call.band_pixel, c_m = call.c_pixel;
     Value sum[MR][NV];

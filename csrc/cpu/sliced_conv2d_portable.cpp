@@ -10,7 +10,7 @@ template <typename T>
 SlicedConv2dBody<T> sliced_conv2d_body([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
     if constexpr (std::is_same_v<T, float>) {
-        if (isa == Isa::avx512) return sliced_conv2d_body_avx512();
+        if (isa >= Isa::avx512) return sliced_conv2d_body_avx512();
         if (isa == Isa::avx2) return sliced_conv2d_body_avx2();
     }
 #endif

@@ -20,7 +20,7 @@ namespace {
 
 StemBody stem_body([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
-    if (isa == Isa::avx512) return stem_body_avx512();
+    if (isa >= Isa::avx512) return stem_body_avx512();
     if (isa == Isa::avx2) return stem_body_avx2();
 #endif
     return stem_body_portable();

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import spos_kernels as sk
-from spos_kernels import _C, Branch, ConvBN
+from spos_kernels import Branch, ConvBN
 
-ISAS = [isa for isa in _C.Isa.__members__.values() if _C.isa_supported(isa)]
 CHOICES = ("3", "5", "7", "x")
 
 

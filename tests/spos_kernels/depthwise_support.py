@@ -11,7 +11,6 @@ from torch import Tensor
 
 from spos_kernels import _C
 
-ISAS = [isa for isa in _C.Isa.__members__.values() if _C.isa_supported(isa)]
 PASSES = ("forward", "dgrad", "wgrad")
 
 

@@ -13,8 +13,6 @@ from spos_kernels import _C
 from spos_kernels import fake_quantize_kernels as kernels
 from spos_kernels.fake_quantize_reference import Call, Quantizer, check_arguments, lsq_factor
 
-ISAS = [isa for isa in _C.Isa.__members__.values() if _C.isa_supported(isa)]
-
 
 @dataclass(frozen=True)
 class Kind:

@@ -14,7 +14,6 @@ from torch import Tensor
 import spos_kernels as sk
 from spos_kernels import _C, lowbit_products
 
-ISAS = [isa for isa in _C.Isa.__members__.values() if _C.isa_supported(isa)]
 Result = Tensor | tuple[Tensor, Tensor]
 
 

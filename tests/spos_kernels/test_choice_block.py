@@ -7,7 +7,6 @@ import pytest
 import torch
 from choice_block_support import (
     CHOICES,
-    ISAS,
     Case,
     Guards,
     Inputs,
@@ -21,6 +20,7 @@ from choice_block_support import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isa_support import ISAS
 from torch import Tensor
 
 import spos_kernels as sk

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 import torch
-from choice_block_support import CHOICES, ISAS, copied, make_branch
+from choice_block_support import CHOICES, copied, make_branch
+from isa_support import ISAS
 
 import spos_kernels as sk
 from spos_kernels import _C

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from choice_block_support import ISAS
+from isa_support import ISAS
 from torch import Tensor
 
 import spos_kernels as sk

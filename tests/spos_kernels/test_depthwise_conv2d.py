@@ -4,7 +4,6 @@ import pytest
 import torch
 from depthwise_support import (
     CASES,
-    ISAS,
     PADDINGS,
     PASSES,
     Case,
@@ -16,6 +15,7 @@ from depthwise_support import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isa_support import ISAS
 from torch import Tensor
 
 import spos_kernels as sk

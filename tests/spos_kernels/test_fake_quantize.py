@@ -8,7 +8,6 @@ from fake_quantize_support import (
     CASES,
     DOREFA,
     EXACT,
-    ISAS,
     KINDS,
     SMALL,
     Case,
@@ -22,6 +21,7 @@ from fake_quantize_support import (
     run_forward,
     scale_of,
 )
+from isa_support import ISAS
 
 import spos_kernels as sk
 from spos_kernels import _C

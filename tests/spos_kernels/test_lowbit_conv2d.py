@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lowbit_support import ISAS, Draws, force, poisoned, run_everywhere, same
+from isa_support import LOWBIT_ISAS
+from lowbit_support import Draws, force, poisoned, run_everywhere, same
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -23,7 +24,7 @@ def _fresh_plans() -> Any:
     lowbit_products._prepare.cache_clear()
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", LOWBIT_ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_random_calls_equal_the_reference(
@@ -43,7 +44,7 @@ def test_random_calls_equal_the_reference(
         )
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", LOWBIT_ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("w_bits", range(1, 9))
 def test_every_pair_of_widths_is_exact_at_its_extremes(
     isa: _C.Isa, w_bits: int, monkeypatch: pytest.MonkeyPatch
@@ -126,7 +127,7 @@ def test_rounding_is_that_of_a_division() -> None:
         assert torch.equal(found.flatten(), (x / step).round().clamp(0, 255).long()), scale
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", LOWBIT_ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_codes_next_to_ties_are_those_of_the_definition(
     isa: _C.Isa, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -152,7 +153,7 @@ def test_codes_next_to_ties_are_those_of_the_definition(
             assert torch.equal(codes, right), (scale, zero, relu)
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", LOWBIT_ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_code_next_to_a_tie_is_not_guessed(
     isa: _C.Isa, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -192,7 +193,7 @@ def test_float64_is_for_scales_of_float64() -> None:
         sk.lowbit_conv2d(x.double(), narrow, **how)
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", LOWBIT_ISAS, ids=lambda isa: isa.name)
 def test_depthwise_sums_beyond_32_bits_are_exact(isa: _C.Isa, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = sk.pack_weight(torch.full((2, 1, 182, 182), 255, dtype=torch.uint8), 8, zero_point=0)
     force(monkeypatch, isa, "dots")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from lowbit_support import ISAS, force, poisoned
+from isa_support import LOWBIT_ISAS
+from lowbit_support import force, poisoned
 
 import spos_kernels as sk
 from spos_kernels import _C, lowbit_products
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", LOWBIT_ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("w_bits", [3, 4, 8])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_convolution(isa: _C.Isa, w_bits: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +32,7 @@ def test_convolution(isa: _C.Isa, w_bits: int, threads: int, monkeypatch: pytest
         assert torch.equal(found, exact.long()), zero
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", LOWBIT_ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("groups", [1, 4])
 def test_product(isa: _C.Isa, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(groups)

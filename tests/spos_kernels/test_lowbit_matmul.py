@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from lowbit_support import ISAS, Draws, force, run_everywhere, same
+from isa_support import LOWBIT_ISAS
+from lowbit_support import Draws, force, run_everywhere, same
 
 import spos_kernels as sk
 from spos_kernels import _C, lowbit_products
@@ -20,7 +21,7 @@ def _fresh_plans() -> Any:
     lowbit_products._prepare.cache_clear()
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", LOWBIT_ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_random_calls_equal_the_reference(
@@ -40,7 +41,7 @@ def test_random_calls_equal_the_reference(
         )
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", LOWBIT_ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("method", ["dots", "row", "bits"])
 def test_the_longest_sums_are_exact(isa: _C.Isa, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """65,793 products of 255 by -128, or 33,025 of 255 by 255, are the last that 32 bits hold; other zeros give results
@@ -60,7 +61,7 @@ def test_the_longest_sums_are_exact(isa: _C.Isa, method: str, monkeypatch: pytes
         assert found.tolist() == [[-exact] * 3]
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", LOWBIT_ISAS, ids=lambda isa: isa.name)
 def test_long_sums_of_few_bits_are_exact(isa: _C.Isa, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = sk.pack_weight(torch.full((5, 140000), 255, dtype=torch.uint8), 8)
     x = torch.ones(1, 140000, dtype=torch.uint8)

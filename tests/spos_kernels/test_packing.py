@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isa_support import LOWBIT_ISAS
 from torch import Tensor
 
 import spos_kernels as sk
 from spos_kernels import _C, packing
 
-ISAS = [isa for isa in _C.Isa.__members__.values() if _C.isa_supported(isa)]
 WIDTHS = range(1, 9)
 
 
@@ -23,7 +23,7 @@ def codes_of(bits: int, *shape: int) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", LOWBIT_ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_every_size_round_trips(bits: int, isa: _C.Isa, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "ISA", isa)

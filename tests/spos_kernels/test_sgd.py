@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from isa_support import ISAS
 from sgd_support import OPTIONS, parameters, sampled_extents, tensors
 from torch import nn
 
@@ -207,7 +208,7 @@ def test_autograd_notices_that_a_saved_weight_was_stepped() -> None:
         y.backward()
 
 
-@pytest.mark.parametrize("isa", [i for i in _C.Isa.__members__.values() if _C.isa_supported(i)], ids=lambda i: i.name)
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_same_bits_for_every_thread_count_and_however_a_parameter_is_cut(isa: _C.Isa, nesterov: bool) -> None:
     start = [torch.randn(70, 999), torch.randn(70, 999), torch.randn(70, 999)]

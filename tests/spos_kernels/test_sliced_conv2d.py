@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from depthwise_support import ISAS, PASSES
+from depthwise_support import PASSES
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from isa_support import ISAS
 from sliced_support import CASES, Case, assert_accurate, run_guarded, shapes_of, torch_pass
 from torch import Tensor
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lowbit_support import ISAS, poisoned
+from isa_support import ISAS
+from lowbit_support import poisoned
 from torch import Tensor
 
 import spos_kernels as sk

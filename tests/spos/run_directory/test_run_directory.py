@@ -114,7 +114,7 @@ class TestOpening:
         assert (found["spos"], found["torch"]) == (spos.__version__, torch.__version__)
         assert (found["python"], found["threads"]) == (platform.python_version(), torch.get_num_threads())
         assert f"{os.cpu_count()} cores" in found["processor"]
-        assert found["isa"] in ("avx512", "avx2", "portable")
+        assert found["isa"] in ("amx", "avx512", "avx2", "portable")
         json.dumps(found)
 
 
