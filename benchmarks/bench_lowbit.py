@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
-from ceilings import Bound, fma_rate
+from ceilings import Bound, byte_rate
 from interleave import Interleaved
 from pytest_benchmark.fixture import BenchmarkFixture
 from report import Listing, Report, Row
@@ -66,8 +66,8 @@ def peers(channels: int, size: int) -> dict[str, Callable[[], object]]:
 
 
 def dot_bound(operations: float) -> Bound:
-    """Return the bound of dot products of bytes: four multiply-adds where a float vector has one."""
-    return Bound(operations / (4 * fma_rate(torch.get_num_threads())), "dots")
+    """Return the bound of dot products of bytes."""
+    return Bound(operations / byte_rate(torch.get_num_threads()), "dots")
 
 
 def measure(

@@ -34,6 +34,12 @@ def load_rate(threads: int) -> float:
 
 
 @lru_cache
+def byte_rate(threads: int) -> float:
+    """Operations a second of multiply-adds of bytes: by tiles, or four where a vector has one of floats."""
+    return _operations_rate(_C.Ceiling.tiles, threads) if sk.isa() == "amx" else 4 * fma_rate(threads)
+
+
+@lru_cache
 def copy_rate(size: int) -> float:
     """Bytes a second, read and written together, of torch's copy between two buffers of `size` bytes in all.
 

@@ -11,6 +11,7 @@ struct CeilingBody {
     float (*load)(int64_t iterations);
 };
 
+double tile_rounds(int64_t iterations);  // returns the operations done
 CeilingBody ceiling_body_avx512();
 CeilingBody ceiling_body_avx2();
 
