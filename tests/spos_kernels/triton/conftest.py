@@ -1,6 +1,7 @@
 """The Triton kernels run on a GPU where there is one, else in Triton's interpreter (tests/conftest.py asks for it)."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -20,3 +21,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def device() -> str:
     return "cpu" if is_interpreted() else "cuda"
+
+
+@pytest.fixture(autouse=True)
+def bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every access of every kernel in these tests is one of the tensors that it was given."""
+    if not (availability("triton")[0] and is_interpreted()):
+        yield
+        return
+    from bounds_support import checked_bounds
+
+    with checked_bounds(monkeypatch):
+        yield
