@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spos_kernels.triton import choice_block_backward as backward_kernels
+from spos_kernels.triton import choice_block_depthwise_backward as depthwise_backward
 from spos_kernels.triton import choice_block_forward as forward_kernels
+from spos_kernels.triton import choice_block_pointwise_backward as pointwise_backward
+from spos_kernels.triton.choice_block_gradients import end_sums_kernel
 from spos_kernels.triton.choice_block_parts import ROW_SIZE
 from spos_kernels.triton.launch import INTERPRETED, blocks
 
@@ -282,7 +284,7 @@ def _run_backward(
     for proj in (False, True)[: 1 + has_proj]:
         end = max(branch.layers[-1 if proj else branch.main - 1].outputs for branch in block.branches)
         grid: tuple[int, ...] = (min(blocks(block.pixels, END_PIXELS), MOST_PARTS), blocks(end, CHANNELS))
-        backward_kernels.end_sums_kernel.launch(
+        end_sums_kernel.launch(
             grid,
             table, choice, dy, kept, statistics, sums, parts, counters, block.pixels, dy_pixel,
             0 if proj else block.beside, MOST_PARTS, eps, PROJ=proj, GIVEN=given,
@@ -299,7 +301,7 @@ def _run_backward(
             weight_grid: tuple[int, ...] = (
                 max(_tiles(layer) * _splits(block.pixels_of(layer), _tiles(layer)) for _, layer in used),
             )
-            dgrad, wgrad = backward_kernels.pointwise_dgrad_kernel, backward_kernels.pointwise_wgrad_kernel
+            dgrad, wgrad = pointwise_backward.pointwise_dgrad_kernel, pointwise_backward.pointwise_wgrad_kernel
         else:
             before = [block.batch * layer.in_height * layer.in_width for _, layer in used]
             across = max(blocks(layer.outputs, CHANNELS) for _, layer in used)
@@ -308,7 +310,7 @@ def _run_backward(
                 _splits(block.pixels_of(layer), layer.kernel * blocks(layer.outputs, CHANNELS)) for _, layer in used
             ]
             weight_grid = (across, max(layer.kernel for _, layer in used), max(splits))
-            dgrad, wgrad = backward_kernels.depthwise_dgrad_kernel, backward_kernels.depthwise_wgrad_kernel
+            dgrad, wgrad = depthwise_backward.depthwise_dgrad_kernel, depthwise_backward.depthwise_wgrad_kernel
         wgrad.launch(
             weight_grid,
             table, choice, slot, x, dy, kept, maps, statistics, sums, weight_parts if len(weight_parts) else sums,

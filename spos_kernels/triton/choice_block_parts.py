@@ -90,25 +90,48 @@ def relu(x):
 
 
 @triton.jit
-def layer_input(
-    x, kept, statistics, layer, index, pixel, channel, mask, x_pixel, eps, PASSES: tl.constexpr, GIVEN: tl.constexpr
-):
-    """A layer's input, float32, zero where `mask` is false: x's channels, the odd ones where the even ones pass, or
-    what the layer before left, normalised, and through ReLU if that was pointwise. pixel (int64) and channel broadcast.
+def layer_before(layer, index):
+    """The layer before one in its chain; of the first, itself: what is read there is not used."""
+    return layer - tl.where(index > 0, SIZE, 0)
+
+
+@triton.jit
+def source_of(x, kept, layer, index, x_pixel, PASSES: tl.constexpr):
+    """Where a layer's input is: its first element, and how far it is to the next pixel and to the next channel. The
+    first layer of a chain takes x's channels, the odd ones where the even ones pass; others what the layer before left.
     """
-    if index == 0:
-        at = pixel * x_pixel + (2 * channel + 1 if PASSES else channel)
-        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    else:
-        before = layer - SIZE
-        at = tl.load(before + KEPT) + pixel * field(before, OUTPUTS) + channel
-        value = tl.load(kept + at, mask=mask, other=0.0).to(tl.float32)
-        mean, _, scale, beta = normalisation(before, statistics, channel, channel < field(before, OUTPUTS), eps, GIVEN)
-        value = (value - mean) * scale + beta
-        if field(before, KERNEL) == 1:
-            value = relu(value)
-        value = tl.where(mask, value, 0.0)
-    return value
+    before = layer_before(layer, index)
+    is_first = index == 0
+    own = x
+    step = 1
+    if PASSES:
+        own = x + 1
+        step = tl.where(is_first, 2, 1)
+    base = tl.where(is_first, own, kept + tl.load(before + KEPT))
+    return base, tl.where(is_first, x_pixel, field(before, OUTPUTS)), step
+
+
+@triton.jit
+def arriving(statistics, layer, index, channel, mask, eps, GIVEN: tl.constexpr):
+    """What becomes of a layer's input on load: mean, factor and addend of channels, and whether ReLU follows. x stays
+    as it is.
+    """
+    before = layer_before(layer, index)
+    follows = index > 0
+    mean, _, scale, beta = normalisation(before, statistics, channel, mask & follows, eps, GIVEN)
+    return mean, tl.where(follows, scale, 1.0), beta, follows & (field(before, KERNEL) == 1)
+
+
+@triton.jit
+def layer_input(source, arrival, pixel, channel, mask):
+    """A layer's input, float32, zero where `mask` is false. source, arrival: of `source_of` and `arriving`. pixel
+    (int64), channel and arrival's vectors broadcast.
+    """
+    base, pixel_stride, step = source
+    mean, scale, beta, is_clipped = arrival
+    value = tl.load(base + pixel * pixel_stride + channel * step, mask=mask, other=0.0).to(tl.float32)
+    value = (value - mean) * scale + beta
+    return tl.where(mask & ~(is_clipped & (value < 0)), value, 0.0)  # NaN stays NaN
 
 
 @triton.jit
