@@ -12,6 +12,7 @@ from spos_kernels.triton.choice_block_gradients import (
     splits_of,
     taken,
 )
+from spos_kernels.triton.choice_block_memory import CHANNELS, PIXELS
 from spos_kernels.triton.choice_block_parts import (
     DWEIGHT,
     HEIGHT,
@@ -35,7 +36,7 @@ from spos_kernels.triton.elements import stored
 from spos_kernels.triton.launch import fixed, kernel
 
 
-@kernel(fixed(num_warps=8, BLOCK_P=32, BLOCK_C=32), general=["slot"])
+@kernel(fixed(num_warps=8, registers=128, BLOCK_P=PIXELS, BLOCK_C=CHANNELS), general=["slot"])
 def depthwise_dgrad_kernel(
     table,
     choice,
@@ -116,7 +117,7 @@ def depthwise_dgrad_kernel(
                     BLOCK_C)  # fmt: skip
 
 
-@kernel(fixed(BLOCK_P=16, BLOCK_C=32, TAPS=8), general=["slot"])
+@kernel(fixed(BLOCK_P=8, BLOCK_C=CHANNELS, TAPS=8), general=["slot"])
 def depthwise_wgrad_kernel(
     table,
     choice,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from spos_kernels.triton.choice_block_memory import CHANNELS, PIXELS
 from spos_kernels.triton.choice_block_parts import (
     BATCHES,
     HEIGHT,
@@ -21,6 +22,7 @@ from spos_kernels.triton.choice_block_parts import (
     KERNEL,
     MEAN,
     OUTPUTS,
+    POINTWISE,
     SIZE,
     STATISTICS,
     STRIDE,
@@ -45,7 +47,7 @@ from spos_kernels.triton.elements import product, stored
 from spos_kernels.triton.launch import fixed, kernel
 
 
-@kernel(fixed(num_warps=8, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16), general=["slot"])
+@kernel(POINTWISE, general=["slot"])
 def pointwise_forward_kernel(
     table,
     choice,
@@ -112,7 +114,7 @@ def pointwise_forward_kernel(
                        BLOCK_N)  # fmt: skip
 
 
-@kernel(fixed(num_warps=8, BLOCK_P=32, BLOCK_C=32), general=["slot"])
+@kernel(fixed(num_warps=8, BLOCK_P=PIXELS, BLOCK_C=CHANNELS), general=["slot"])
 def depthwise_forward_kernel(
     table,
     choice,

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from spos_kernels.triton.choice_block_forward import end_of_chain
+from spos_kernels.triton.choice_block_memory import CHANNELS, END_PIXELS
 from spos_kernels.triton.choice_block_parts import (
     KEPT,
     KERNEL,
@@ -111,7 +112,7 @@ def splits_of(pixels, tiles, most_splits):
     return tl.maximum(1, tl.minimum(tl.minimum(most_splits, 512 // tiles), tl.cdiv(pixels, 256)))
 
 
-@kernel(fixed(BLOCK_P=64, BLOCK_C=32))
+@kernel(fixed(BLOCK_P=END_PIXELS, BLOCK_C=CHANNELS))
 def end_sums_kernel(
     table,
     choice,

@@ -1,8 +1,8 @@
 """What the choice block's kernels share: the table of branches in device memory, normalisation on load, statistics.
 
-The table has a row of int64 for each choice: how many layers main and proj have, then for each layer its addresses,
-places and sizes. Every kernel reads the choice from device memory and finds its layer in the row, or has nothing to do:
-what is launched is the same for every choice.
+The table has a row of int64 for each choice: how many layers main and proj have, then the fields of each layer
+(`choice_block_memory.Layer`). Every kernel reads the choice from device memory and finds its layer in the row, or has
+nothing to do: what is launched is the same for every choice.
 
 A launch is for one slot of a chain: slots 0, 2, 4 are depthwise, 1, 3, 5 pointwise; a chain that begins with a
 pointwise convolution begins in slot 1.
@@ -16,18 +16,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Fields of a layer.
-FIELDS = (
-    "weight", "gamma", "beta", "mean", "var", "batches", "dweight", "dgamma", "dbeta", "kept", "statistics", "kernel",
-    "stride", "inputs", "outputs", "weight_stride", "in_height", "in_width", "height", "width",
-)  # fmt: skip
-LAYERS = 8
-ROW_SIZE = 2 + LAYERS * len(FIELDS)
+from spos_kernels.triton.choice_block_memory import POINTWISE_TILE, ROW_SIZE, Layer
+from spos_kernels.triton.launch import fixed
+
+# The places of a layer's fields.
 WEIGHT, GAMMA, BETA, MEAN, VAR, BATCHES, DWEIGHT, DGAMMA, DBETA, KEPT = (tl.constexpr(i) for i in range(10))
 STATISTICS, KERNEL, STRIDE, INPUTS, OUTPUTS, WEIGHT_STRIDE = (tl.constexpr(i) for i in range(10, 16))
 IN_HEIGHT, IN_WIDTH, HEIGHT, WIDTH = (tl.constexpr(i) for i in range(16, 20))
-SIZE = tl.constexpr(len(FIELDS))
+SIZE = tl.constexpr(len(Layer._fields))
 ROW = tl.constexpr(ROW_SIZE)
+# Of products. A step of k as short as Triton allows: multiply-adds of float32 have its operands in registers.
+POINTWISE = fixed(num_warps=8, registers=168, BLOCK_M=POINTWISE_TILE, BLOCK_N=POINTWISE_TILE, BLOCK_K=16)
 
 
 @triton.jit

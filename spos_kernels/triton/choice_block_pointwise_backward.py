@@ -17,6 +17,7 @@ from spos_kernels.triton.choice_block_parts import (
     HEIGHT,
     INPUTS,
     OUTPUTS,
+    POINTWISE,
     SIZE,
     WEIGHT,
     WEIGHT_STRIDE,
@@ -30,10 +31,10 @@ from spos_kernels.triton.choice_block_parts import (
     source_of,
 )
 from spos_kernels.triton.elements import product, stored
-from spos_kernels.triton.launch import fixed, kernel
+from spos_kernels.triton.launch import kernel
 
 
-@kernel(fixed(num_warps=8, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16), general=["slot"])
+@kernel(POINTWISE, general=["slot"])
 def pointwise_dgrad_kernel(
     table,
     choice,
@@ -107,7 +108,7 @@ def pointwise_dgrad_kernel(
                     BLOCK_N)  # fmt: skip
 
 
-@kernel(fixed(num_warps=8, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16), general=["slot"])
+@kernel(POINTWISE, general=["slot"])
 def pointwise_wgrad_kernel(
     table,
     choice,
