@@ -64,6 +64,7 @@ def _run_forward(
             table,
             choice,
             slot,
+            int(proj),
             x,
             kept,
             statistics,
@@ -81,7 +82,7 @@ def _run_forward(
         of = forward_kernels.pointwise_forward_kernel if pointwise else forward_kernels.depthwise_forward_kernel
         of.launch(
             (programs, columns), *common,
-            PROJ=proj, TRAINING=training, **kind, **(_math(x, tf32) if pointwise else {}),
+            TRAINING=training, **kind, **(_math(x, tf32) if pointwise else {}),
         )  # fmt: skip
     has_proj = any(len(branch.layers) > branch.main for branch in block.branches)
     forward_kernels.output_kernel.launch(
@@ -110,12 +111,12 @@ def _run_backward(
         grid: tuple[int, ...] = (min(blocks(block.pixels, END_PIXELS), MOST_PARTS), blocks(end, CHANNELS))
         end_sums_kernel.launch(
             grid,
-            table, choice, dy, kept, statistics, sums, parts, counters, block.pixels, dy_pixel,
-            0 if proj else block.beside, MOST_PARTS, eps, PROJ=proj, GIVEN=given,
+            table, choice, int(proj), dy, kept, statistics, sums, parts, counters, block.pixels, dy_pixel,
+            0 if proj else block.beside, MOST_PARTS, eps, GIVEN=given,
         )  # fmt: skip
     for slot, proj, used in block.slots(True):
         pointwise, beside = slot % 2 == 1, 0 if proj else block.beside
-        kind = {"PROJ": proj, "PASSES": block.passes, "TRAINING": training, "GIVEN": given}
+        kind = {"PASSES": block.passes, "TRAINING": training, "GIVEN": given}
         if pointwise:
             kind |= _math(x, tf32)
             grid = (
@@ -137,15 +138,16 @@ def _run_backward(
             dgrad, wgrad = depthwise_backward.depthwise_dgrad_kernel, depthwise_backward.depthwise_wgrad_kernel
         wgrad.launch(
             weight_grid,
-            table, choice, slot, x, dy, kept, maps, statistics, sums, weight_parts if len(weight_parts) else sums,
-            counters, block.batch, block.x_pixel, dy_pixel, beside, plan.map, MOST_SPLITS, eps, **kind,
+            table, choice, slot, int(proj), x, dy, kept, maps, statistics, sums,
+            weight_parts if len(weight_parts) else sums, counters, block.batch, block.x_pixel, dy_pixel, beside,
+            plan.map, MOST_SPLITS, eps, **kind,
         )  # fmt: skip
         if dx is None and all(index == 0 for index, _ in used):
             continue
         dgrad.launch(
             grid,
-            table, choice, slot, dy, to_x, kept, maps, statistics, sums, parts, counters, block.batch, dy_pixel, beside,
-            plan.map, MOST_PARTS, eps, HAS_DX=dx is not None, **kind,
+            table, choice, slot, int(proj), dy, to_x, int(dx is not None), kept, maps, statistics, sums, parts,
+            counters, block.batch, dy_pixel, beside, plan.map, MOST_PARTS, eps, **kind,
         )  # fmt: skip
 
 

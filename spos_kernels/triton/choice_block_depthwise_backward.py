@@ -36,13 +36,15 @@ from spos_kernels.triton.elements import stored
 from spos_kernels.triton.launch import fixed, kernel
 
 
-@kernel(fixed(num_warps=8, registers=128, BLOCK_P=PIXELS, BLOCK_C=CHANNELS), general=["slot"])
+@kernel(fixed(num_warps=8, registers=128, BLOCK_P=PIXELS, BLOCK_C=CHANNELS), general=["slot", "proj", "has_dx"])
 def depthwise_dgrad_kernel(
     table,
     choice,
     slot,
+    proj,
     dy,
     dx,
+    has_dx,
     kept,
     maps,
     statistics,
@@ -55,18 +57,16 @@ def depthwise_dgrad_kernel(
     map_size,
     most_parts,
     eps,
-    PROJ: tl.constexpr,
     PASSES: tl.constexpr,
-    HAS_DX: tl.constexpr,
     TRAINING: tl.constexpr,
     GIVEN: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    layer, index, chain, used = layer_of(table, choice, slot, PROJ)
+    layer, index, chain, used = layer_of(table, choice, slot, proj)
     if used == 0:
         return
-    if not HAS_DX and index == 0:
+    if (has_dx == 0) & (index == 0):
         return
     channels = field(layer, OUTPUTS)
     height = field(layer, IN_HEIGHT)
@@ -107,9 +107,9 @@ def depthwise_dgrad_kernel(
             gradient = layer_gradient(source, departure, place[:, None], channel[None, :], mask, TRAINING)
             factor = tl.load(of_channel + tap, mask=exists, other=0.0)
             value += gradient * factor.to(tl.float32)[None, :]
-        more_first, more_second = taken(value, dy, dx, kept, maps, statistics, layer, index,
+        more_first, more_second = taken(value, proj, dy, dx, kept, maps, statistics, layer, index,
                                         pixel.to(tl.int64)[:, None], channel[None, :], there, dy_pixel, map_size, eps,
-                                        channels, PROJ, PASSES, GIVEN)  # fmt: skip
+                                        channels, PASSES, GIVEN)  # fmt: skip
         first += more_first
         second += more_second
     if index > 0:
@@ -117,11 +117,12 @@ def depthwise_dgrad_kernel(
                     BLOCK_C)  # fmt: skip
 
 
-@kernel(fixed(BLOCK_P=8, BLOCK_C=CHANNELS, TAPS=8), general=["slot"])
+@kernel(fixed(BLOCK_P=8, BLOCK_C=CHANNELS, TAPS=8), general=["slot", "proj"])
 def depthwise_wgrad_kernel(
     table,
     choice,
     slot,
+    proj,
     x,
     dy,
     kept,
@@ -137,7 +138,6 @@ def depthwise_wgrad_kernel(
     map_size,
     most_splits,
     eps,
-    PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     TRAINING: tl.constexpr,
     GIVEN: tl.constexpr,
@@ -146,7 +146,7 @@ def depthwise_wgrad_kernel(
     TAPS: tl.constexpr,
 ):
     """A row of the filters over a part of the pixels, its taps side by side: [pixels, TAPS, channels]."""
-    layer, index, chain, used = layer_of(table, choice, slot, PROJ)
+    layer, index, chain, used = layer_of(table, choice, slot, proj)
     if used == 0:
         return
     address = tl.load(layer + DWEIGHT)

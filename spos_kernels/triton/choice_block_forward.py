@@ -47,11 +47,12 @@ from spos_kernels.triton.elements import product, stored
 from spos_kernels.triton.launch import fixed, kernel
 
 
-@kernel(POINTWISE, general=["slot"])
+@kernel(POINTWISE, general=["slot", "proj"])
 def pointwise_forward_kernel(
     table,
     choice,
     slot,
+    proj,
     x,
     kept,
     statistics,
@@ -61,7 +62,6 @@ def pointwise_forward_kernel(
     x_pixel,
     most_parts,
     eps,
-    PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     TRAINING: tl.constexpr,
     GIVEN: tl.constexpr,
@@ -72,7 +72,7 @@ def pointwise_forward_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Tiles of pixels by outputs: every `programs`-th tile of a column of tiles is a program's."""
-    layer, index, _, used = layer_of(table, choice, slot, PROJ)
+    layer, index, _, used = layer_of(table, choice, slot, proj)
     if used == 0:
         return
     inputs = field(layer, INPUTS)
@@ -114,11 +114,12 @@ def pointwise_forward_kernel(
                        BLOCK_N)  # fmt: skip
 
 
-@kernel(fixed(num_warps=8, BLOCK_P=PIXELS, BLOCK_C=CHANNELS), general=["slot"])
+@kernel(fixed(num_warps=8, BLOCK_P=PIXELS, BLOCK_C=CHANNELS), general=["slot", "proj"])
 def depthwise_forward_kernel(
     table,
     choice,
     slot,
+    proj,
     x,
     kept,
     statistics,
@@ -128,14 +129,13 @@ def depthwise_forward_kernel(
     x_pixel,
     most_parts,
     eps,
-    PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     TRAINING: tl.constexpr,
     GIVEN: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    layer, index, _, used = layer_of(table, choice, slot, PROJ)
+    layer, index, _, used = layer_of(table, choice, slot, proj)
     if used == 0:
         return
     outputs = field(layer, OUTPUTS)
@@ -186,10 +186,9 @@ def depthwise_forward_kernel(
 
 
 @triton.jit
-def end_of_chain(branch, PROJ: tl.constexpr):
-    """The last layer of main or of proj."""
-    main = tl.load(branch)
-    number = main + tl.load(branch + 1) - 1 if PROJ else main - 1
+def end_of_chain(branch, proj):
+    """The last layer of main or, with 1 for `proj`, of proj."""
+    number = tl.load(branch) + proj * tl.load(branch + 1) - 1
     return branch + 2 + number * SIZE
 
 
@@ -263,13 +262,13 @@ def output_kernel(
     at = pixel.to(tl.int64)[:, None]
     mask = (pixel < pixels)[:, None] & (channel < out_channels)[None, :]
     is_main = (channel >= beside)[None, :]
-    value = normalised_end(kept, statistics, end_of_chain(branch, False), at, (channel - beside)[None, :],
+    value = normalised_end(kept, statistics, end_of_chain(branch, 0), at, (channel - beside)[None, :],
                            mask & is_main, eps, GIVEN)  # fmt: skip
     if PASSES:
         passing = tl.load(x + at * x_pixel + 2 * channel[None, :], mask=mask & (channel < beside)[None, :], other=0.0)
         value = tl.where(is_main, value, passing.to(tl.float32))
     if HAS_PROJ:
-        other = normalised_end(kept, statistics, end_of_chain(branch, True), at, channel[None, :],
+        other = normalised_end(kept, statistics, end_of_chain(branch, 1), at, channel[None, :],
                                mask & (channel < beside)[None, :], eps, GIVEN)  # fmt: skip
         value = tl.where(is_main, value, other)
     tl.store(y + at * out_channels + channel[None, :], stored(value, y), mask=mask)

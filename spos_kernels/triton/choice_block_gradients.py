@@ -76,8 +76,8 @@ def layer_gradient(source, departure, pixel, channel, mask, TRAINING: tl.constex
 
 @triton.jit
 def taken(
-    value, dy, dx, kept, maps, statistics, layer, index, pixel, channel, mask, dy_pixel, map_size, eps, inputs,
-    PROJ: tl.constexpr, PASSES: tl.constexpr, GIVEN: tl.constexpr,
+    value, proj, dy, dx, kept, maps, statistics, layer, index, pixel, channel, mask, dy_pixel, map_size, eps, inputs,
+    PASSES: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
     """Put the gradient of a layer's input where it belongs: into dx, which proj adds to, or behind the layer before,
     through its ReLU. Return the two sums of the latter over these pixels; of dx they mean nothing.
@@ -98,8 +98,7 @@ def taken(
         tl.store(to - 1, even, mask=mask & is_first)
     else:
         to = tl.where(is_first, dx, to_map) + pixel * inputs + channel
-        if PROJ:
-            value += tl.load(to, mask=mask & is_first, other=0.0).to(tl.float32)
+        value += tl.load(to, mask=mask & is_first & (proj != 0), other=0.0).to(tl.float32)
     left = stored(value, maps)
     tl.store(to, left, mask=mask)
     read = tl.where(follows, left.to(tl.float32), 0.0)
@@ -112,10 +111,11 @@ def splits_of(pixels, tiles, most_splits):
     return tl.maximum(1, tl.minimum(tl.minimum(most_splits, 512 // tiles), tl.cdiv(pixels, 256)))
 
 
-@kernel(fixed(BLOCK_P=END_PIXELS, BLOCK_C=CHANNELS))
+@kernel(fixed(BLOCK_P=END_PIXELS, BLOCK_C=CHANNELS), general=["proj"])
 def end_sums_kernel(
     table,
     choice,
+    proj,
     dy,
     kept,
     statistics,
@@ -127,13 +127,12 @@ def end_sums_kernel(
     beside,
     most_parts,
     eps,
-    PROJ: tl.constexpr,
     GIVEN: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """The sums over the gradient of the last layer's normalisation, through the block's ReLU."""
-    layer = end_of_chain(branch_of(table, choice), PROJ)
+    layer = end_of_chain(branch_of(table, choice), proj)
     outputs = field(layer, OUTPUTS)
     tiles = tl.cdiv(pixels, BLOCK_P)
     programs = tl.minimum(tiles, most_parts)

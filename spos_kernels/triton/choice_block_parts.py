@@ -35,12 +35,13 @@ def branch_of(table, choice):
 
 
 @triton.jit
-def layer_of(table, choice, slot, PROJ: tl.constexpr):
-    """The layer in a slot, its place in the chain, the length of that, and whether there is such a layer."""
+def layer_of(table, choice, slot, proj):
+    """The layer in a slot of main or, with 1 for `proj`, of proj; its place in the chain, the length of that, and
+    whether there is such a layer.
+    """
     branch = branch_of(table, choice)
-    main = tl.load(branch)
-    count = tl.load(branch + 1) if PROJ else main
-    first = branch + 2 + main * SIZE if PROJ else branch + 2
+    count = tl.load(branch + proj)
+    first = branch + 2 + proj * tl.load(branch) * SIZE
     index = slot - (tl.load(first + KERNEL) == 1).to(tl.int64)
     used = (index >= 0) & (index < count)
     return first + index * SIZE, index, count, used

@@ -34,13 +34,15 @@ from spos_kernels.triton.elements import product, stored
 from spos_kernels.triton.launch import kernel
 
 
-@kernel(POINTWISE, general=["slot"])
+@kernel(POINTWISE, general=["slot", "proj", "has_dx"])
 def pointwise_dgrad_kernel(
     table,
     choice,
     slot,
+    proj,
     dy,
     dx,
+    has_dx,
     kept,
     maps,
     statistics,
@@ -53,9 +55,7 @@ def pointwise_dgrad_kernel(
     map_size,
     most_parts,
     eps,
-    PROJ: tl.constexpr,
     PASSES: tl.constexpr,
-    HAS_DX: tl.constexpr,
     TRAINING: tl.constexpr,
     GIVEN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -65,10 +65,10 @@ def pointwise_dgrad_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Tiles of pixels by inputs."""
-    layer, index, chain, used = layer_of(table, choice, slot, PROJ)
+    layer, index, chain, used = layer_of(table, choice, slot, proj)
     if used == 0:
         return
-    if not HAS_DX and index == 0:
+    if (has_dx == 0) & (index == 0):
         return
     inputs = field(layer, INPUTS)
     outputs = field(layer, OUTPUTS)
@@ -98,9 +98,9 @@ def pointwise_dgrad_kernel(
             mask = (output < outputs)[:, None] & (column < inputs)[None, :]
             b = tl.load(weight + output.to(tl.int64)[:, None] * row_stride + column[None, :], mask=mask, other=0.0)
             product_sums = product(stored(a, kept), b, product_sums, PRECISION, UPCAST)
-        more_first, more_second = taken(product_sums, dy, dx, kept, maps, statistics, layer, index, pixel,
+        more_first, more_second = taken(product_sums, proj, dy, dx, kept, maps, statistics, layer, index, pixel,
                                         column[None, :], there & (column < inputs)[None, :], dy_pixel, map_size, eps,
-                                        inputs, PROJ, PASSES, GIVEN)  # fmt: skip
+                                        inputs, PASSES, GIVEN)  # fmt: skip
         first += more_first
         second += more_second
     if index > 0:
@@ -108,11 +108,12 @@ def pointwise_dgrad_kernel(
                     BLOCK_N)  # fmt: skip
 
 
-@kernel(POINTWISE, general=["slot"])
+@kernel(POINTWISE, general=["slot", "proj"])
 def pointwise_wgrad_kernel(
     table,
     choice,
     slot,
+    proj,
     x,
     dy,
     kept,
@@ -128,7 +129,6 @@ def pointwise_wgrad_kernel(
     map_size,
     most_splits,
     eps,
-    PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     TRAINING: tl.constexpr,
     GIVEN: tl.constexpr,
@@ -139,7 +139,7 @@ def pointwise_wgrad_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Tiles of outputs by inputs over a part of the pixels; the last program of a tile adds its parts up."""
-    layer, index, chain, used = layer_of(table, choice, slot, PROJ)
+    layer, index, chain, used = layer_of(table, choice, slot, proj)
     if used == 0:
         return
     address = tl.load(layer + DWEIGHT)
