@@ -28,12 +28,8 @@ from spos_kernels.triton.launch import INTERPRETED
 from spos_kernels.triton.lowbit import lowbit_conv2d, lowbit_counters, lowbit_plan
 from spos_kernels.triton.network_ends import cross_entropy, im2row, pool
 from spos_kernels.triton.sgd import SgdTable
-from spos_kernels.triton.sliced_conv2d import (
-    sliced_conv2d_dgrad,
-    sliced_conv2d_forward,
-    sliced_conv2d_wgrad,
-    sliced_conv2d_wgrad_workspace,
-)
+from spos_kernels.triton.sliced_conv2d import sliced_conv2d_dgrad, sliced_conv2d_forward
+from spos_kernels.triton.sliced_conv2d_wgrad import sliced_conv2d_wgrad, sliced_conv2d_wgrad_workspace
 
 __all__ = [
     "CHOICE_BLOCK_COUNTERS",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from spos_kernels.triton.choice_block_memory import CHANNELS, PIXELS
 from spos_kernels.triton.choice_block_parts import (
     BATCHES,
     HEIGHT,
@@ -21,6 +22,7 @@ from spos_kernels.triton.choice_block_parts import (
     KERNEL,
     MEAN,
     OUTPUTS,
+    POINTWISE,
     SIZE,
     STATISTICS,
     STRIDE,
@@ -28,6 +30,7 @@ from spos_kernels.triton.choice_block_parts import (
     WEIGHT,
     WEIGHT_STRIDE,
     WIDTH,
+    arriving,
     branch_of,
     field,
     finish_moments,
@@ -37,17 +40,19 @@ from spos_kernels.triton.choice_block_parts import (
     normalisation,
     put_vector,
     relu,
+    source_of,
     vector,
 )
 from spos_kernels.triton.elements import product, stored
 from spos_kernels.triton.launch import fixed, kernel
 
 
-@kernel(fixed(num_warps=8, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16), general=["slot"])
+@kernel(POINTWISE, general=["slot", "proj"])
 def pointwise_forward_kernel(
     table,
     choice,
     slot,
+    proj,
     x,
     kept,
     statistics,
@@ -57,7 +62,6 @@ def pointwise_forward_kernel(
     x_pixel,
     most_parts,
     eps,
-    PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     TRAINING: tl.constexpr,
     GIVEN: tl.constexpr,
@@ -68,7 +72,7 @@ def pointwise_forward_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Tiles of pixels by outputs: every `programs`-th tile of a column of tiles is a program's."""
-    layer, index, _, used = layer_of(table, choice, slot, PROJ)
+    layer, index, _, used = layer_of(table, choice, slot, proj)
     if used == 0:
         return
     inputs = field(layer, INPUTS)
@@ -84,6 +88,7 @@ def pointwise_forward_kernel(
     weight = tl.load(layer + WEIGHT).to(tl.pointer_type(kind))
     of_column = weight + column.to(tl.int64) * tl.load(layer + WEIGHT_STRIDE)
     to = kept + tl.load(layer + KEPT)
+    source = source_of(x, kept, layer, index, x_pixel, PASSES)
     count = tl.zeros((BLOCK_N,), tl.float32)
     mean = tl.zeros((BLOCK_N,), tl.float32)
     m2 = tl.zeros((BLOCK_N,), tl.float32)
@@ -93,8 +98,9 @@ def pointwise_forward_kernel(
         sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for first in range(0, inputs, BLOCK_K):
             channel = first + tl.arange(0, BLOCK_K)
-            a = layer_input(x, kept, statistics, layer, index, pixel.to(tl.int64)[:, None], channel[None, :],
-                            there & (channel < inputs)[None, :], x_pixel, eps, PASSES, GIVEN)  # fmt: skip
+            exists = (channel < inputs)[None, :]
+            arrival = arriving(statistics, layer, index, channel[None, :], exists, eps, GIVEN)
+            a = layer_input(source, arrival, pixel.to(tl.int64)[:, None], channel[None, :], there & exists)
             mask = (channel < inputs)[:, None] & (column < outputs)[None, :]
             b = tl.load(of_column[None, :] + channel[:, None], mask=mask, other=0.0)
             sums = product(stored(a, kept), b, sums, PRECISION, UPCAST)
@@ -108,36 +114,12 @@ def pointwise_forward_kernel(
                        BLOCK_N)  # fmt: skip
 
 
-@triton.jit
-def convolved(
-    x, kept, statistics, layer, index, image, row, column, channel, there, x_pixel, eps,
-    TAPS: tl.constexpr, PASSES: tl.constexpr, GIVEN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """The sums of a depthwise convolution of TAPS by TAPS at some pixels, float32."""
-    kind: tl.constexpr = kept.dtype.element_ty
-    weight = tl.load(layer + WEIGHT).to(tl.pointer_type(kind))
-    height = field(layer, IN_HEIGHT)
-    width = field(layer, IN_WIDTH)
-    stride = field(layer, STRIDE)
-    exists = channel < field(layer, OUTPUTS)
-    sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for tap in range(TAPS * TAPS):
-        in_row = row * stride - TAPS // 2 + tap // TAPS
-        in_column = column * stride - TAPS // 2 + tap % TAPS
-        inside = (in_row >= 0) & (in_row < height) & (in_column >= 0) & (in_column < width)
-        pixel = (image * height + in_row).to(tl.int64) * width + in_column
-        value = layer_input(x, kept, statistics, layer, index, pixel[:, None], channel[None, :],
-                            there & inside[:, None], x_pixel, eps, PASSES, GIVEN)  # fmt: skip
-        factor = tl.load(weight + channel * (TAPS * TAPS) + tap, mask=exists, other=0.0)
-        sums += value * factor.to(tl.float32)[None, :]
-    return sums
-
-
-@kernel(fixed(num_warps=8, BLOCK_P=32, BLOCK_C=32), general=["slot"])
+@kernel(fixed(num_warps=8, BLOCK_P=PIXELS, BLOCK_C=CHANNELS), general=["slot", "proj"])
 def depthwise_forward_kernel(
     table,
     choice,
     slot,
+    proj,
     x,
     kept,
     statistics,
@@ -147,14 +129,13 @@ def depthwise_forward_kernel(
     x_pixel,
     most_parts,
     eps,
-    PROJ: tl.constexpr,
     PASSES: tl.constexpr,
     TRAINING: tl.constexpr,
     GIVEN: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    layer, index, _, used = layer_of(table, choice, slot, PROJ)
+    layer, index, _, used = layer_of(table, choice, slot, proj)
     if used == 0:
         return
     outputs = field(layer, OUTPUTS)
@@ -167,26 +148,34 @@ def depthwise_forward_kernel(
     if (part >= programs) | (tl.program_id(1) * BLOCK_C >= outputs):
         return
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    to = kept + tl.load(layer + KEPT)
+    exists = channel < outputs
+    kind: tl.constexpr = kept.dtype.element_ty
     taps = field(layer, KERNEL)
+    of_channel = tl.load(layer + WEIGHT).to(tl.pointer_type(kind)) + channel * (taps * taps)
+    stride = field(layer, STRIDE)
+    in_height = field(layer, IN_HEIGHT)
+    in_width = field(layer, IN_WIDTH)
+    to = kept + tl.load(layer + KEPT)
+    source = source_of(x, kept, layer, index, x_pixel, PASSES)
+    arrival = arriving(statistics, layer, index, channel[None, :], exists[None, :], eps, GIVEN)
     count = tl.zeros((BLOCK_C,), tl.float32)
     mean = tl.zeros((BLOCK_C,), tl.float32)
     m2 = tl.zeros((BLOCK_C,), tl.float32)
     for tile in range(part, tiles, programs):
         pixel = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-        image = pixel // (height * width)
-        row = pixel // width % height
-        column = pixel % width
-        mask = (pixel < pixels)[:, None] & (channel < outputs)[None, :]
-        if taps == 3:
-            sums = convolved(x, kept, statistics, layer, index, image, row, column, channel, mask, x_pixel, eps,
-                             3, PASSES, GIVEN, BLOCK_P, BLOCK_C)  # fmt: skip
-        elif taps == 5:
-            sums = convolved(x, kept, statistics, layer, index, image, row, column, channel, mask, x_pixel, eps,
-                             5, PASSES, GIVEN, BLOCK_P, BLOCK_C)  # fmt: skip
-        else:
-            sums = convolved(x, kept, statistics, layer, index, image, row, column, channel, mask, x_pixel, eps,
-                             7, PASSES, GIVEN, BLOCK_P, BLOCK_C)  # fmt: skip
+        first_row = pixel // width % height * stride - taps // 2
+        first_column = pixel % width * stride - taps // 2
+        image_row = pixel // (height * width) * in_height
+        mask = (pixel < pixels)[:, None] & exists[None, :]
+        sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        for tap in range(taps * taps):
+            row = first_row + tap // taps
+            column = first_column + tap % taps
+            inside = (row >= 0) & (row < in_height) & (column >= 0) & (column < in_width)
+            place = (image_row + row).to(tl.int64) * in_width + column
+            value = layer_input(source, arrival, place[:, None], channel[None, :], mask & inside[:, None])
+            factor = tl.load(of_channel + tap, mask=exists, other=0.0)
+            sums += value * factor.to(tl.float32)[None, :]
         z = stored(sums, kept)
         tl.store(to + pixel.to(tl.int64)[:, None] * outputs + channel[None, :], z, mask=mask)
         if TRAINING:
@@ -197,10 +186,9 @@ def depthwise_forward_kernel(
 
 
 @triton.jit
-def end_of_chain(branch, PROJ: tl.constexpr):
-    """The last layer of main or of proj."""
-    main = tl.load(branch)
-    number = main + tl.load(branch + 1) - 1 if PROJ else main - 1
+def end_of_chain(branch, proj):
+    """The last layer of main or, with 1 for `proj`, of proj."""
+    number = tl.load(branch) + proj * tl.load(branch + 1) - 1
     return branch + 2 + number * SIZE
 
 
@@ -274,13 +262,13 @@ def output_kernel(
     at = pixel.to(tl.int64)[:, None]
     mask = (pixel < pixels)[:, None] & (channel < out_channels)[None, :]
     is_main = (channel >= beside)[None, :]
-    value = normalised_end(kept, statistics, end_of_chain(branch, False), at, (channel - beside)[None, :],
+    value = normalised_end(kept, statistics, end_of_chain(branch, 0), at, (channel - beside)[None, :],
                            mask & is_main, eps, GIVEN)  # fmt: skip
     if PASSES:
         passing = tl.load(x + at * x_pixel + 2 * channel[None, :], mask=mask & (channel < beside)[None, :], other=0.0)
         value = tl.where(is_main, value, passing.to(tl.float32))
     if HAS_PROJ:
-        other = normalised_end(kept, statistics, end_of_chain(branch, True), at, channel[None, :],
+        other = normalised_end(kept, statistics, end_of_chain(branch, 1), at, channel[None, :],
                                mask & (channel < beside)[None, :], eps, GIVEN)  # fmt: skip
         value = tl.where(is_main, value, other)
     tl.store(y + at * out_channels + channel[None, :], stored(value, y), mask=mask)

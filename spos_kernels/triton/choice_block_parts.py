@@ -1,8 +1,8 @@
 """What the choice block's kernels share: the table of branches in device memory, normalisation on load, statistics.
 
-The table has a row of int64 for each choice: how many layers main and proj have, then for each layer its addresses,
-places and sizes. Every kernel reads the choice from device memory and finds its layer in the row, or has nothing to do:
-what is launched is the same for every choice.
+The table has a row of int64 for each choice: how many layers main and proj have, then the fields of each layer
+(`choice_block_memory.Layer`). Every kernel reads the choice from device memory and finds its layer in the row, or has
+nothing to do: what is launched is the same for every choice.
 
 A launch is for one slot of a chain: slots 0, 2, 4 are depthwise, 1, 3, 5 pointwise; a chain that begins with a
 pointwise convolution begins in slot 1.
@@ -16,18 +16,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Fields of a layer.
-FIELDS = (
-    "weight", "gamma", "beta", "mean", "var", "batches", "dweight", "dgamma", "dbeta", "kept", "statistics", "kernel",
-    "stride", "inputs", "outputs", "weight_stride", "in_height", "in_width", "height", "width",
-)  # fmt: skip
-LAYERS = 8
-ROW_SIZE = 2 + LAYERS * len(FIELDS)
+from spos_kernels.triton.choice_block_memory import POINTWISE_TILE, ROW_SIZE, Layer
+from spos_kernels.triton.launch import fixed
+
+# The places of a layer's fields.
 WEIGHT, GAMMA, BETA, MEAN, VAR, BATCHES, DWEIGHT, DGAMMA, DBETA, KEPT = (tl.constexpr(i) for i in range(10))
 STATISTICS, KERNEL, STRIDE, INPUTS, OUTPUTS, WEIGHT_STRIDE = (tl.constexpr(i) for i in range(10, 16))
 IN_HEIGHT, IN_WIDTH, HEIGHT, WIDTH = (tl.constexpr(i) for i in range(16, 20))
-SIZE = tl.constexpr(len(FIELDS))
+SIZE = tl.constexpr(len(Layer._fields))
 ROW = tl.constexpr(ROW_SIZE)
+# Of products. A step of k as short as Triton allows: multiply-adds of float32 have its operands in registers.
+POINTWISE = fixed(num_warps=8, registers=168, BLOCK_M=POINTWISE_TILE, BLOCK_N=POINTWISE_TILE, BLOCK_K=16)
 
 
 @triton.jit
@@ -36,12 +35,13 @@ def branch_of(table, choice):
 
 
 @triton.jit
-def layer_of(table, choice, slot, PROJ: tl.constexpr):
-    """The layer in a slot, its place in the chain, the length of that, and whether there is such a layer."""
+def layer_of(table, choice, slot, proj):
+    """The layer in a slot of main or, with 1 for `proj`, of proj; its place in the chain, the length of that, and
+    whether there is such a layer.
+    """
     branch = branch_of(table, choice)
-    main = tl.load(branch)
-    count = tl.load(branch + 1) if PROJ else main
-    first = branch + 2 + main * SIZE if PROJ else branch + 2
+    count = tl.load(branch + proj)
+    first = branch + 2 + proj * tl.load(branch) * SIZE
     index = slot - (tl.load(first + KERNEL) == 1).to(tl.int64)
     used = (index >= 0) & (index < count)
     return first + index * SIZE, index, count, used
@@ -90,25 +90,48 @@ def relu(x):
 
 
 @triton.jit
-def layer_input(
-    x, kept, statistics, layer, index, pixel, channel, mask, x_pixel, eps, PASSES: tl.constexpr, GIVEN: tl.constexpr
-):
-    """A layer's input, float32, zero where `mask` is false: x's channels, the odd ones where the even ones pass, or
-    what the layer before left, normalised, and through ReLU if that was pointwise. pixel (int64) and channel broadcast.
+def layer_before(layer, index):
+    """The layer before one in its chain; of the first, itself: what is read there is not used."""
+    return layer - tl.where(index > 0, SIZE, 0)
+
+
+@triton.jit
+def source_of(x, kept, layer, index, x_pixel, PASSES: tl.constexpr):
+    """Where a layer's input is: its first element, and how far it is to the next pixel and to the next channel. The
+    first layer of a chain takes x's channels, the odd ones where the even ones pass; others what the layer before left.
     """
-    if index == 0:
-        at = pixel * x_pixel + (2 * channel + 1 if PASSES else channel)
-        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    else:
-        before = layer - SIZE
-        at = tl.load(before + KEPT) + pixel * field(before, OUTPUTS) + channel
-        value = tl.load(kept + at, mask=mask, other=0.0).to(tl.float32)
-        mean, _, scale, beta = normalisation(before, statistics, channel, channel < field(before, OUTPUTS), eps, GIVEN)
-        value = (value - mean) * scale + beta
-        if field(before, KERNEL) == 1:
-            value = relu(value)
-        value = tl.where(mask, value, 0.0)
-    return value
+    before = layer_before(layer, index)
+    is_first = index == 0
+    own = x
+    step = 1
+    if PASSES:
+        own = x + 1
+        step = tl.where(is_first, 2, 1)
+    base = tl.where(is_first, own, kept + tl.load(before + KEPT))
+    return base, tl.where(is_first, x_pixel, field(before, OUTPUTS)), step
+
+
+@triton.jit
+def arriving(statistics, layer, index, channel, mask, eps, GIVEN: tl.constexpr):
+    """What becomes of a layer's input on load: mean, factor and addend of channels, and whether ReLU follows. x stays
+    as it is.
+    """
+    before = layer_before(layer, index)
+    follows = index > 0
+    mean, _, scale, beta = normalisation(before, statistics, channel, mask & follows, eps, GIVEN)
+    return mean, tl.where(follows, scale, 1.0), beta, follows & (field(before, KERNEL) == 1)
+
+
+@triton.jit
+def layer_input(source, arrival, pixel, channel, mask):
+    """A layer's input, float32, zero where `mask` is false. source, arrival: of `source_of` and `arriving`. pixel
+    (int64), channel and arrival's vectors broadcast.
+    """
+    base, pixel_stride, step = source
+    mean, scale, beta, is_clipped = arrival
+    value = tl.load(base + pixel * pixel_stride + channel * step, mask=mask, other=0.0).to(tl.float32)
+    value = (value - mean) * scale + beta
+    return tl.where(mask & ~(is_clipped & (value < 0)), value, 0.0)  # NaN stays NaN
 
 
 @triton.jit

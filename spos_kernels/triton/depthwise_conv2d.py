@@ -15,7 +15,8 @@ from torch import Tensor
 
 from spos_kernels.triton.elements import active_width, stored
 from spos_kernels.triton.launch import blocks, kernel, width
-from spos_kernels.triton.sliced_conv2d import add_parts_kernel, maps
+from spos_kernels.triton.sliced_conv2d import maps
+from spos_kernels.triton.sliced_conv2d_wgrad import add_parts_kernel
 
 PIXEL_BLOCKS = [
     triton.Config({"BLOCK_P": p, "BLOCK_C": c}, num_warps=warps, num_stages=1)

@@ -3,6 +3,9 @@
 A kernel's configurations are tried on the GPU at the first call of a kind, those left out that would not fit or spill;
 what is found is kept in Triton's cache on disk, by device and source. In the interpreter (TRITON_INTERPRET=1, for
 tests: CPU tensors, one program after another) the first configuration runs.
+
+Left to itself, ptxas puts a few words into local memory where a thread then has so few registers, 64 or 128 say, that
+another block fits on a multiprocessor. A configuration that says how many a thread may have ends that.
 """
 
 from __future__ import annotations
@@ -73,15 +76,8 @@ class Kernel:
             if self._tuner is not None:
                 self._tuner[grid](*arguments, **constants, enable_fp_fusion=self.fused)
                 return
-            safe = self.configurations[0]
-            self.jit[grid](
-                *arguments,
-                **constants,
-                **safe.kwargs,
-                num_warps=safe.num_warps,
-                num_stages=safe.num_stages,
-                enable_fp_fusion=self.fused,
-            )
+            safe = self.configurations[0].all_kwargs()
+            self.jit[grid](*arguments, **constants, **safe, enable_fp_fusion=self.fused)
 
     def _prune(
         self, configurations: list[triton.Config], named: Mapping[str, Any], **constants: Any
@@ -101,25 +97,26 @@ def kernel(configurations: Sequence[triton.Config], **options: Any) -> Callable[
     return lambda function: Kernel(function, configurations, **options)
 
 
-def fixed(num_warps: int = 4, **constants: int) -> list[triton.Config]:
+def fixed(num_warps: int = 4, registers: int | None = None, **constants: int) -> list[triton.Config]:
     """The only configuration of a kernel that has nothing to tune."""
-    return [triton.Config(constants, num_warps=num_warps, num_stages=1)]
+    return [triton.Config(constants, num_warps=num_warps, num_stages=1, maxnreg=registers)]
 
 
-def product_configurations() -> list[triton.Config]:
-    """Tiles of matrix products, BLOCK_M × BLOCK_N sums, BLOCK_K of k at a time.
+def product_tile(m: int, n: int, k: int, warps: int, stages: int, registers: int | None = None) -> triton.Config:
+    """m × n sums, k of the sum at a time."""
+    sizes = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
+    return triton.Config(sizes, num_warps=warps, num_stages=stages, maxnreg=registers)
 
-    Those of one stage are for multiply-adds of float32, which spill with more, the others for tensor cores.
+
+def product_configurations(most_registers: int | None = None) -> list[triton.Config]:
+    """Tiles of matrix products: of one stage for multiply-adds of float32, which spill with more, the others for tensor
+    cores. most_registers: of a thread with the largest tile.
     """
-    sizes = [
-        (64, 64, 16, 8, 1),
-        (32, 32, 32, 4, 1),
-        (64, 64, 32, 4, 3),
-        (128, 64, 32, 8, 3),
-    ]
     return [
-        triton.Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
-        for m, n, k, warps, stages in sizes
+        product_tile(64, 64, 16, 8, 1, 128),
+        product_tile(32, 32, 32, 4, 1),
+        product_tile(64, 64, 32, 4, 3),
+        product_tile(128, 64, 32, 8, 3, most_registers),
     ]
 
 

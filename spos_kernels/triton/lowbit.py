@@ -4,11 +4,8 @@
 
 Weights of 1 to 8 bits are unpacked in the kernel, two bytes a code, and both operands centred to signed bytes: products
 of tensor cores with sums of 32 bits. What the zeros add follows from the sums of x, taken on the way, and of the codes,
-which are packed with the weights. Taps outside of the map count as x_zero. S and what is made of it, step by step:
-
-    y = relu(float(S) · multiplier[n] + bias[n] + residual),   code = clamp(round(y / out_scale) + out_zero)
-
-Each step is rounded by itself: nothing is contracted. Depthwise convolutions have a kernel without tensor cores.
+which are packed with the weights. Taps outside of the map count as x_zero. What is made of S is in `lowbit_parts.py`.
+Depthwise convolutions have a kernel without tensor cores.
 
 Bytes: x once for each tile of columns and tap (L2 has the taps), packed weights once for each tile of rows, results
 once.
@@ -24,80 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spos_kernels.triton.elements import rounded, stored
-from spos_kernels.triton.launch import INTERPRETED, blocks, fixed, kernel
+from spos_kernels.triton.launch import INTERPRETED, blocks, fixed, kernel, product_tile
+from spos_kernels.triton.lowbit_parts import exact_sum, finish, weight_code, x_code
 
 lowbit_counters = 1  # the kernels share no sums
-
-
-@triton.jit
-def code_of(value, scale, zero, most):
-    """clamp(round(value / scale) + zero, 0, most), half to even; NaN is 0."""
-    steps = tl.div_rn(value, tl.zeros_like(value) + scale)
-    low = tl.cast(-zero, tl.float32)
-    high = tl.cast(most - zero, tl.float32)
-    inside = tl.where(steps > low, tl.where(steps < high, steps, high), low)  # NaN is no larger than anything
-    return rounded(inside).to(tl.int32) + zero
-
-
-@triton.jit
-def x_code(x, at, mask, scale, zero, most, FLOATS: tl.constexpr):
-    """Codes of x, of floats on the way; x_zero where `mask` is false."""
-    if FLOATS:
-        code = code_of(tl.load(x + at, mask=mask, other=0.0).to(tl.float32), scale, zero, most)
-    else:
-        code = tl.load(x + at, mask=mask, other=0).to(tl.int32)
-    return tl.where(mask, code, zero)
-
-
-@triton.jit
-def weight_code(packed, row, k, mask, row_bytes, BITS: tl.constexpr):
-    """Code k of a row: a stream of bits in which it may begin anywhere and end in the next byte."""
-    bit = k * BITS
-    byte = bit // 8
-    at = row * row_bytes + byte
-    low = tl.load(packed + at, mask=mask, other=0).to(tl.int32)
-    high = tl.load(packed + at + 1, mask=mask & (byte + 1 < row_bytes), other=0).to(tl.int32)
-    return ((low | high << 8) >> bit % 8) & ((1 << BITS) - 1)
-
-
-@triton.jit
-def exact_sum(
-    products, x_sum, sums, twice_zero, at, mask, count, x_zero, X_BITS: tl.constexpr, BITS: tl.constexpr,
-    DOUBLED: tl.constexpr,
-):  # fmt: skip
-    """S of sums of centred codes, X = x − 2^(x_bits − 1) and C = c − 2^(bits − 1), over `count` terms."""
-    times: tl.constexpr = 2 if DOUBLED else 1
-    half: tl.constexpr = 1 << (BITS - 1)
-    zero = tl.load(twice_zero + at, mask=mask, other=0).to(tl.int64)
-    if not DOUBLED:
-        zero = zero // 2
-    c_sum = tl.load(sums + at, mask=mask, other=0).to(tl.int64) - tl.cast(count, tl.int64) * half
-    beside_x = tl.cast((1 << (X_BITS - 1)) - x_zero, tl.int64)
-    beside_c = times * half - zero
-    whole = products.to(tl.int64) * times + x_sum.to(tl.int64) * beside_c
-    return whole + beside_x * (times * c_sum + count * beside_c)
-
-
-@triton.jit
-def finish(
-    value, bias, residual, y, y_codes, at, column, mask, residual_scale, residual_zero, out_scale, out_zero, out_most,
-    HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, HAS_Y: tl.constexpr, HAS_CODES: tl.constexpr,
-):  # fmt: skip
-    """What is made of float(S) · multiplier. RESIDUAL: 0 for none, 1 for floats, 2 for codes."""
-    if HAS_BIAS:
-        value += tl.load(bias + column, mask=mask, other=0.0)
-    if RESIDUAL == 1:
-        value += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    if RESIDUAL == 2:
-        code = tl.load(residual + at, mask=mask, other=0).to(tl.int32) - residual_zero
-        value += code.to(tl.float32) * residual_scale
-    if RELU:
-        value = tl.where(value < 0, 0.0, value)
-    if HAS_Y:
-        tl.store(y + at, stored(value, y), mask=mask)
-    if HAS_CODES:
-        tl.store(y_codes + at, code_of(value, out_scale, out_zero, out_most).to(tl.uint8), mask=mask)
 
 
 def _fits(configuration: triton.Config, arguments: Mapping[str, Any], shared: int) -> bool:
@@ -109,63 +36,21 @@ def _fits(configuration: triton.Config, arguments: Mapping[str, Any], shared: in
 
 @kernel(
     [
-        triton.Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
-        for m, n, k, warps, stages in ((64, 64, 64, 4, 2), (16, 64, 128, 4, 3))
+        product_tile(64, 64, 64, 8, 2),
+        product_tile(16, 64, 64, 4, 3, 128),
     ],
     key=["pixels", "inputs", "outputs", "taps", "BITS"],
     fits=_fits,
     fused=False,
 )
 def lowbit_kernel(
-    x,
-    packed,
-    sums,
-    twice_zero,
-    multiplier,
-    bias,
-    residual,
-    y_sums,
-    y,
-    y_codes,
-    pixels,
-    in_height,
-    in_width,
-    out_height,
-    out_width,
-    inputs,
-    outputs,
-    taps,
-    kernel_width,
-    stride_h,
-    stride_w,
-    padding_h,
-    padding_w,
-    dilation_h,
-    dilation_w,
-    x_stride,
-    row_bytes,
-    scale_groups,
-    x_scale,
-    x_zero,
-    residual_scale,
-    residual_zero,
-    out_scale,
-    out_zero,
-    out_most,
-    X_BITS: tl.constexpr,
-    BITS: tl.constexpr,
-    DOUBLED: tl.constexpr,
-    FLOATS: tl.constexpr,
-    HAS_SUMS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-    HAS_Y: tl.constexpr,
-    HAS_CODES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x, packed, sums, twice_zero, multiplier, bias, residual, y_sums, y, y_codes, pixels, in_height, in_width,
+    out_height, out_width, inputs, outputs, taps, kernel_width, stride_h, stride_w, padding_h, padding_w, dilation_h,
+    dilation_w, x_stride, row_bytes, scale_groups, x_scale, x_zero, residual_scale, residual_zero, out_scale,
+    out_zero, out_most, X_BITS: tl.constexpr, BITS: tl.constexpr, DOUBLED: tl.constexpr, FLOATS: tl.constexpr,
+    HAS_SUMS: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, HAS_Y: tl.constexpr,
+    HAS_CODES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """Tiles of pixels by the outputs of a group; k runs over taps and inputs."""
     group = tl.program_id(1).to(tl.int64)
     columns = tl.num_programs(1).to(tl.int64) * outputs
@@ -219,52 +104,13 @@ def lowbit_kernel(
 
 @kernel(fixed(BLOCK_P=32, BLOCK_C=64), fused=False)
 def lowbit_depthwise_kernel(
-    x,
-    packed,
-    sums,
-    twice_zero,
-    multiplier,
-    bias,
-    residual,
-    y_sums,
-    y,
-    y_codes,
-    pixels,
-    in_height,
-    in_width,
-    out_height,
-    out_width,
-    channels,
-    taps,
-    kernel_width,
-    stride_h,
-    stride_w,
-    padding_h,
-    padding_w,
-    dilation_h,
-    dilation_w,
-    x_stride,
-    row_bytes,
-    x_scale,
-    x_zero,
-    residual_scale,
-    residual_zero,
-    out_scale,
-    out_zero,
-    out_most,
-    X_BITS: tl.constexpr,
-    BITS: tl.constexpr,
-    DOUBLED: tl.constexpr,
-    FLOATS: tl.constexpr,
-    HAS_SUMS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-    HAS_Y: tl.constexpr,
-    HAS_CODES: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    x, packed, sums, twice_zero, multiplier, bias, residual, y_sums, y, y_codes, pixels, in_height, in_width,
+    out_height, out_width, channels, taps, kernel_width, stride_h, stride_w, padding_h, padding_w, dilation_h,
+    dilation_w, x_stride, row_bytes, x_scale, x_zero, residual_scale, residual_zero, out_scale, out_zero, out_most,
+    X_BITS: tl.constexpr, BITS: tl.constexpr, DOUBLED: tl.constexpr, FLOATS: tl.constexpr, HAS_SUMS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, HAS_Y: tl.constexpr, HAS_CODES: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """One input and one output a group: pixels by channels, tap after tap."""
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     channel = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -114,6 +114,7 @@ def compile_one(job: Job) -> Result:
     options = {
         "num_warps": configuration.num_warps,
         "num_stages": configuration.num_stages,
+        "maxnreg": configuration.maxnreg,
         "enable_fp_fusion": kernel.fused,
     }
     needed = launch.constants.get("PRECISION", "") == "tf32" or _has_product(launch)
