@@ -7,14 +7,12 @@ With scales of groups of inputs, y is the sum over the groups of such terms, in 
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
+from spos_kernels.lowbit_geometry import geometry_of_rows, rows_of_matrix
 from spos_kernels.lowbit_products import (
     PLAIN,
     Call,
-    Geometry,
     Quantizer,
     backend_of,
     check_call,
@@ -24,6 +22,7 @@ from spos_kernels.lowbit_products import (
 )
 from spos_kernels.lowbit_shortcuts import remember, run_shortcut, shortcut_key
 from spos_kernels.packing import PackedWeight, check_weight
+from spos_kernels.weight_only import WeightOnly, check_weight_only, refuse, run_weight_only, run_weight_only_reference
 
 __all__ = ["lowbit_matmul", "lowbit_matmul_reference"]
 
@@ -32,7 +31,7 @@ def lowbit_matmul(
     x: Tensor,
     weight: PackedWeight,
     *,
-    x_quantizer: Quantizer = PLAIN,
+    x_quantizer: Quantizer | None = PLAIN,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     residual_quantizer: Quantizer | None = None,
@@ -42,7 +41,8 @@ def lowbit_matmul(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Multiply rows of codes by packed codes. Not differentiable.
 
-    x: uint8 codes [..., K] of x_quantizer.bits bits, or floats, which are quantized on the way.
+    x: uint8 codes [..., K] of x_quantizer.bits bits, or floats, which are quantized on the way; with x_quantizer None
+        floats of any dtype that stay floats, as in `lowbit_conv2d`.
     weight: of shape (N, K), from `pack_weight`, with a scale a row or a scale a group of inputs.
     bias: floats [N]. residual: what is added, [..., N], floats, or uint8 codes with `residual_quantizer`.
     out_quantizer, keep_float, what floats are, the result [..., N], its exactness and the limit on K: as in
@@ -50,6 +50,14 @@ def lowbit_matmul(
 
     Raises TypeError or ValueError, naming the argument.
     """
+    if x_quantizer is None:
+        refuse(
+            residual=residual,
+            residual_quantizer=residual_quantizer,
+            out_quantizer=out_quantizer,
+            keep_float=keep_float,
+        )
+        return _weight_only(x, weight, bias, relu, run_weight_only)
     options = (x_quantizer, residual_quantizer, relu, out_quantizer, keep_float)
     key = shortcut_key(x, weight, bias, residual, *options)
     if key is not None and (found := weight.shortcuts.get(key)) is not None:
@@ -68,7 +76,7 @@ def lowbit_matmul_reference(
     x: Tensor,
     weight: PackedWeight,
     *,
-    x_quantizer: Quantizer = PLAIN,
+    x_quantizer: Quantizer | None = PLAIN,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     residual_quantizer: Quantizer | None = None,
@@ -77,8 +85,24 @@ def lowbit_matmul_reference(
     keep_float: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`lowbit_matmul` in plain PyTorch: same arguments, result to the bit, and errors."""
+    if x_quantizer is None:
+        refuse(
+            residual=residual,
+            residual_quantizer=residual_quantizer,
+            out_quantizer=out_quantizer,
+            keep_float=keep_float,
+        )
+        return _weight_only(x, weight, bias, relu, run_weight_only_reference)
     call = _check(x, weight, x_quantizer, bias, residual, residual_quantizer, relu, out_quantizer, keep_float)
     return _shaped(run_reference(call), x)
+
+
+def _weight_only(x: Tensor, weight: PackedWeight, bias: Tensor | None, relu: bool, run: WeightOnly) -> Tensor:
+    check_weight(weight, 2)
+    check_weight_only(x, weight, bias, relu)
+    y = _shaped([run(rows_of_matrix(x), weight, geometry_of_rows(x, weight), bias, relu)], x)
+    assert isinstance(y, Tensor)
+    return y
 
 
 def _check(
@@ -94,18 +118,9 @@ def _check(
 ) -> Call:
     check_weight(weight, 2)
     check_input(x, weight)
-    outputs, inputs = weight.shape
-    if x.ndim < 1 or x.shape[-1] != inputs:
-        raise ValueError(f"x has shape {list(x.shape)}: expected [..., {inputs}]")
-    rows = math.prod(x.shape[:-1])
-    geometry = Geometry(1, 1, rows, 1, rows, 1, inputs, outputs, (1, 1), (1, 1), (0, 0), (1, 1))
+    geometry = geometry_of_rows(x, weight)
     return check_call(x, weight, geometry, x_quantizer, bias, residual, residual_quantizer, relu, out, keep,
-                      _rows, (*x.shape[:-1], outputs))  # fmt: skip
-
-
-def _rows(x: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.shape[1] == 1 or rows.stride(1) == 1 else rows.contiguous()
+                      rows_of_matrix, (*x.shape[:-1], weight.shape[0]))  # fmt: skip
 
 
 def _shaped(results: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, Tensor]:

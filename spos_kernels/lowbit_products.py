@@ -26,12 +26,11 @@ from spos_kernels import _C
 from spos_kernels.backends import GPU, ISA, current_backend, is_plain, resolve_backend, threads_for
 from spos_kernels.cuda import lowbit as lowbit_cuda
 from spos_kernels.library import register
+from spos_kernels.lowbit_geometry import Geometry
 from spos_kernels.lowbit_methods import Key, choose
 from spos_kernels.packing import PackedWeight, check_bits, check_values, unpack_weight_reference
 
 __all__ = ["Quantizer"]
-
-Pair = tuple[int, int]
 
 
 class Quantizer(NamedTuple):
@@ -51,23 +50,6 @@ LARGEST = torch.finfo(torch.float32).max
 MOST_ROW_BITS = 1 << 23
 MOST_ELEMENTS = 1 << 47  # of a result: more than memory holds, and few enough to count
 PLAIN = Quantizer(1.0)  # of codes that are the values
-
-
-class Geometry(NamedTuple):
-    """Sizes of a convolution: of the batch, the maps, one group's channels, and its pairs."""
-
-    batch: int
-    height: int
-    width: int
-    out_height: int
-    out_width: int
-    groups: int
-    inputs: int
-    outputs: int
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
 
 
 class Call(NamedTuple):
@@ -131,8 +113,7 @@ def run(call: Call, backend: str) -> list[Tensor]:
 def launch_of(call: Call) -> Launch:
     """Return what the kernel is told of a call."""
     weight, quantizer, beside, out = call.weight, call.quantizer, call.residual_quantizer, call.out
-    geometry = call.geometry
-    sizes = (*geometry[:8], *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation)
+    sizes = call.geometry.flat()
     numbers = (quantizer.bits, quantizer.zero_point, weight.bits, int(weight.doubled), out.zero_point if out else 0,
                out.bits if out else 8, beside.zero_point if beside else 0)  # fmt: skip
     x_scale = quantizer.scale if call.x.is_floating_point() else None

@@ -30,6 +30,7 @@ from spos_kernels.triton.network_ends import cross_entropy, im2row, pool
 from spos_kernels.triton.sgd import SgdTable
 from spos_kernels.triton.sliced_conv2d import sliced_conv2d_dgrad, sliced_conv2d_forward
 from spos_kernels.triton.sliced_conv2d_wgrad import sliced_conv2d_wgrad, sliced_conv2d_wgrad_workspace
+from spos_kernels.triton.weight_only import weight_only_conv2d
 
 __all__ = [
     "CHOICE_BLOCK_COUNTERS",
@@ -58,4 +59,5 @@ __all__ = [
     "sliced_conv2d_forward",
     "sliced_conv2d_wgrad",
     "sliced_conv2d_wgrad_workspace",
+    "weight_only_conv2d",
 ]

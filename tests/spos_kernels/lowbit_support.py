@@ -35,6 +35,14 @@ def force(monkeypatch: pytest.MonkeyPatch, isa: _C.Isa, method: str) -> None:
     monkeypatch.setattr(lowbit_products, "methods_of", lambda *_: (method,))
 
 
+def on(device: str, weight: sk.PackedWeight) -> sk.PackedWeight:
+    """Return a packed weight on a device."""
+    parts = (weight.packed, weight.sums, weight.twice_zero, weight.scale)
+    packed, sums, twice_zero, scale = (None if part is None else part.to(device) for part in parts)
+    assert packed is not None and sums is not None and twice_zero is not None
+    return sk.PackedWeight(packed, weight.bits, weight.shape, sums, twice_zero, scale)
+
+
 def same(found: Result, expected: Result) -> bool:
     """Whether two results have the same dtypes and values."""
     pairs = [(found, expected)] if isinstance(found, Tensor) else list(zip(found, expected, strict=True))

@@ -130,6 +130,15 @@ def low_bits(_: torch.dtype) -> None:
     run(codes, 4, alone, full=True)
 
 
+def weights_only(dtype: torch.dtype) -> None:
+    x, y = floats(8 * 28 * 28, 128, dtype=dtype), floats(8 * 28 * 28, 128, dtype=dtype)
+    sizes = (8, 28, 28, 28, 28, 1, 128, 128, 3, 3, 1, 1, 1, 1, 1, 1)
+    for bits in (3, 4, 8) if dtype is torch.float16 else (4,):
+        packed = torch.empty(128, 9 * 128 * bits // 8, dtype=torch.uint8)
+        zero = torch.empty(1, 128, dtype=torch.int32)
+        kernels.weight_only_conv2d(x, packed, zero, floats(1, 128), floats(128), y, sizes, bits, True, False, 0)
+
+
 def descent(_: torch.dtype) -> None:
     rates, scale = floats(1), floats(1)
     table = torch.zeros(18 * 8 * 4, dtype=torch.uint8)
@@ -156,6 +165,7 @@ CASES: dict[Callable[[torch.dtype], None], tuple[torch.dtype, ...]] = {
     fake_quantization: FLOATS[:2],
     network_ends: FLOATS[:2],
     low_bits: (torch.float32,),
+    weights_only: FLOATS,
     descent: (torch.float32,),
 }
 

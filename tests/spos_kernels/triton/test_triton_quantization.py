@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lowbit_support import Draws, same
+from lowbit_support import Draws, Result, on, same
 
 import spos_kernels as sk
 
@@ -66,6 +66,16 @@ def test_nan_and_the_largest_numbers(device: str) -> None:
         assert torch.equal(y.nan_to_num(7.0), right.nan_to_num(7.0)) and torch.equal(codes, right_codes)
 
 
+def run_both(
+    call: Any, reference: Any, x: torch.Tensor, weight: sk.PackedWeight, device: str, how: dict[str, Any]
+) -> None:
+    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in how.items()}
+    with sk.use_backend("triton"):
+        found = call(x.to(device), on(device, weight), **moved)
+    results: Result = found.cpu() if isinstance(found, torch.Tensor) else (found[0].cpu(), found[1].cpu())
+    assert same(results, reference(x, weight, **how))
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_products_are_exact(seed: int, device: str) -> None:
     draws = Draws(seed)
@@ -90,9 +100,7 @@ def test_products_are_exact(seed: int, device: str) -> None:
                 "out_quantizer": sk.Quantizer(0.21, draws.any.randrange(1, 9), 1),
                 "keep_float": draws.any.random() < 0.5,
             }
-    with sk.use_backend("triton"):
-        found = sk.lowbit_matmul(x, weight, **how)
-    assert same(found, sk.lowbit_matmul_reference(x, weight, **how))
+    run_both(sk.lowbit_matmul, sk.lowbit_matmul_reference, x, weight, device, how)
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -113,6 +121,4 @@ def test_convolutions_are_exact(seed: int, device: str) -> None:
     if seed % 4 == 3:
         x = torch.randn(2, groups * inputs, 7, 8)
         x[0, 0, 0, :2] = torch.tensor([float("nan"), 1e30])
-    with sk.use_backend("triton"):
-        found = sk.lowbit_conv2d(x, weight, **how)
-    assert same(found, sk.lowbit_conv2d_reference(x, weight, **how))
+    run_both(sk.lowbit_conv2d, sk.lowbit_conv2d_reference, x, weight, device, how)
