@@ -15,13 +15,18 @@ import triton.language as tl
 from torch import Tensor
 
 from spos_kernels.triton.elements import product, stored
-from spos_kernels.triton.launch import blocks, kernel, product_configurations, product_fits
+from spos_kernels.triton.launch import blocks, kernel, product_fits, product_tile
 from spos_kernels.triton.lowbit_parts import weight_code
 from spos_kernels.triton.sliced_conv2d import precision_of
 
 
 @kernel(
-    product_configurations(),
+    [
+        product_tile(64, 64, 16, 8, 1, 128),
+        product_tile(32, 32, 32, 4, 1),
+        product_tile(64, 64, 32, 4, 3, 192),
+        product_tile(128, 64, 32, 8, 3),
+    ],
     key=["pixels", "inputs", "outputs", "taps", "BITS"],
     fits=product_fits("pixels", "outputs", "x"),
 )
