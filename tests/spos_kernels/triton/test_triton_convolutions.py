@@ -92,7 +92,10 @@ def test_linear_layers_with_bias_and_a_sink(device: str) -> None:
     sink = sk.GradientSink([weight])
     with sk.use_backend("triton"), sink:
         for _ in range(2):
-            sk.sliced_linear(x, weight, bias, **offsets).sum().backward()
+            y = sk.sliced_linear(x, weight, bias, **offsets)
+            y.sum().backward()
+    exact = F.linear(x.detach().double(), weight.detach()[place].double(), bias[place[0]].double())
+    torch.testing.assert_close(y.detach().double(), exact, rtol=1e-5, atol=1e-5)
     right = 2 * torch.ones(70, 41, device=device).double().T @ x.detach().double()
     torch.testing.assert_close(sink.buffer(weight)[place].double(), right, rtol=1e-5, atol=1e-4)
 
