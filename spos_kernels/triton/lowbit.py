@@ -37,7 +37,7 @@ def _fits(configuration: triton.Config, arguments: Mapping[str, Any], shared: in
 @kernel(
     [
         product_tile(64, 64, 64, 8, 2),
-        product_tile(16, 64, 64, 4, 3, 128),
+        product_tile(16, 64, 64, 4, 3, 168),
     ],
     key=["pixels", "inputs", "outputs", "taps", "BITS"],
     fits=_fits,

@@ -1,9 +1,9 @@
 """`make triton-static`: the Triton kernels compiled ahead of time for every architecture, and what came out, checked.
 
-Each launch of cases.py is compiled as Triton would specialise it, in every configuration that may run it, for each of
-ARCHITECTURES; no GPU is needed. A kernel that keeps something in local memory spills, and is an error; so is a product
-of matrices without tensor-core instructions, but for float32 without TF32. The table of registers, shared memory and
-instructions is docs/triton-resources.md: UPDATE=1 writes it anew.
+Each kind of launch in cases.py is compiled as Triton would specialise it, in every configuration that may run it, for
+each of ARCHITECTURES; no GPU is needed. A kernel that keeps something in local memory spills, and is an error; so is a
+product of matrices without tensor-core instructions, but for float32 without TF32, and a difference from the table of
+registers, shared memory and instructions, docs/triton-resources.md (usage.py): UPDATE=1 writes it anew.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import usage
+from usage import ARCHITECTURES, Usage
+
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "triton-resources.md"
-ARCHITECTURES = (80, 90, 100, 120)
 # What a block may have of shared memory, in bytes (CUDA C++ programming guide, table of compute capabilities).
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-TENSOR_CORES = re.compile(r"\b(?:HMMA|IMMA|DMMA|HGMMA|IGMMA|UTCHMMA|UTCIMMA|UTCQMMA|UTCOMMA|OMMA|QMMA)\b")
 TYPES = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16", "torch.float64": "fp64",
          "torch.int8": "i8", "torch.uint8": "u8", "torch.int32": "i32", "torch.int64": "i64"}  # fmt: skip
 
@@ -39,26 +39,22 @@ class Job(NamedTuple):
     architecture: int
 
 
-class Result(NamedTuple):
-    job: Job
-    kernel: str
-    title: str
-    registers: int
-    shared: int
-    local: int
-    instructions: Mapping[str, int]
-    needs_tensor_cores: bool
-    error: str = ""
-
-
 def _launches() -> list[Any]:
-    """The different launches of all cases."""
+    """A launch of each kind, those that differ in a kernel's types or constants; of several, the one that leaves most
+    sizes to run time.
+    """
     import cases
 
     found: dict[tuple[object, ...], Any] = {}
-    for launch in cases.launches():
-        found.setdefault(_signature_key(launch), launch)
+    for launch in sorted(cases.launches(), key=_constant_sizes):
+        constants = tuple(sorted((name, str(value)) for name, value in launch.constants.items()))
+        types = tuple(_argument(value)[0] for value in launch.arguments if hasattr(value, "data_ptr"))
+        found.setdefault((_name(launch), types, constants), launch)
     return list(found.values())
+
+
+def _constant_sizes(launch: Any) -> int:
+    return sum(_argument(value)[0] == "constexpr" for value in launch.arguments)
 
 
 def _argument(value: Any) -> tuple[str, bool]:
@@ -72,28 +68,33 @@ def _argument(value: Any) -> tuple[str, bool]:
     return "fp32", False
 
 
-def _signature_key(launch: Any) -> tuple[object, ...]:
-    constants = tuple(sorted((name, str(value)) for name, value in launch.constants.items()))
-    named = zip(launch.kernel.jit.arg_names, launch.arguments, strict=False)
-    arguments = tuple(_argument(value) for name, value in named if name not in launch.kernel.general)
-    return (launch.kernel.name, arguments, constants)
+def _type(launch: Any) -> Any:
+    """The narrowest of the launch's floating-point types, in which its maps and weights are."""
+    types = [value.dtype for value in launch.arguments if hasattr(value, "data_ptr") and value.is_floating_point()]
+    return min(types, key=lambda kind: kind.itemsize)
 
 
 def _title(launch: Any, configuration: Any) -> str:
-    kind = next(_argument(value)[0][1:] for value in _maps_of(launch))
-    flags = [f"{name.lower()}={value}" for name, value in launch.constants.items() if name not in ("UPCAST",)]
+    flags = [f"{name.lower()}={value}" for name, value in launch.constants.items() if name != "UPCAST"]
     sizes = [f"{name.lower()}={value}" for name, value in configuration.kwargs.items()]
-    return f"{kind}, {' '.join(flags)} | {' '.join(sizes)}, {configuration.num_warps} warps"
+    parts = [" ".join(each) for each in ([TYPES[str(_type(launch))]], flags, sizes) if each]
+    limit = f", at most {configuration.maxnreg} registers" if configuration.maxnreg else ""
+    return f"{', '.join(parts)}, {configuration.num_warps} warps{limit}"
 
 
-def _maps_of(launch: Any) -> Iterator[Any]:
-    """The launch's tensors, those that decide over its type first."""
-    tensors = [value for value in launch.arguments if hasattr(value, "data_ptr")]
-    yield from (t for t in tensors if t.is_floating_point())
-    yield from tensors
+def _name(launch: Any) -> str:
+    """With the file's, as two files may have a kernel of one name."""
+    return f"{launch.kernel.jit.fn.__module__.rsplit('.', 1)[1]}.{launch.kernel.name}"
 
 
-def compile_one(job: Job) -> Result:
+def _needs_tensor_cores(launch: Any) -> bool:
+    """Whether it multiplies matrices in a type that tensor cores take."""
+    if launch.kernel.name == "lowbit_kernel":
+        return True
+    return "PRECISION" in launch.constants and (launch.constants["PRECISION"] == "tf32" or _type(launch).itemsize == 2)
+
+
+def compile_one(job: Job) -> Usage:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -117,8 +118,7 @@ def compile_one(job: Job) -> Result:
         "maxnreg": configuration.maxnreg,
         "enable_fp_fusion": kernel.fused,
     }
-    needed = launch.constants.get("PRECISION", "") == "tf32" or _has_product(launch)
-    empty = Result(job, kernel.name, _title(launch, configuration), 0, 0, 0, {}, needed)
+    empty = Usage(_name(launch), _title(launch, configuration), job.architecture)
     source = ASTSource(kernel.jit, signature, constants, attributes)
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", job.architecture, 32), options=options)
@@ -127,20 +127,17 @@ def compile_one(job: Job) -> Result:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, text = (_cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
-    numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
-    counted = Counter(re.findall(r"\b(HMMA|IMMA|HGMMA|IGMMA|UTC\w*MMA|FFMA|IDP|LDL|STL)\b", text))
-    local = int(numbers.get("LOCAL", 0)) + counted["LDL"] + counted["STL"]
+        numbers = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", _cuobjdump("-res-usage", file.name))}
+        needed, stack = _needs_tensor_cores(launch), numbers["STACK"] + numbers["LOCAL"]
+        # Local memory is a stack: without one there are no spills. The disassembler takes half as long as the compiler.
+        text = _cuobjdump("-sass", file.name) if needed or stack else ""
     return empty._replace(
-        registers=int(numbers.get("REG", 0)), shared=compiled.metadata.shared, local=local, instructions=dict(counted)
+        registers=numbers["REG"],
+        shared=compiled.metadata.shared,
+        stack=stack,
+        spilled=len(usage.LOCAL_MEMORY.findall(text)),
+        tensor_cores=len(usage.TENSOR_CORES.findall(text)) if needed else None,
     )
-
-
-def _has_product(launch: Any) -> bool:
-    """Whether it multiplies matrices in a type that tensor cores take."""
-    if launch.kernel.name == "lowbit_kernel":
-        return True
-    return "PRECISION" in launch.constants and next(_maps_of(launch)).dtype.itemsize == 2
 
 
 def _cuobjdump(option: str, path: str) -> str:
@@ -155,7 +152,6 @@ _KEPT: list[Any] = []
 
 def _prepared() -> list[Any]:
     if not _KEPT:
-        sys.path.insert(0, str(Path(__file__).parent))
         _KEPT.extend(_launches())
     return _KEPT
 
@@ -172,80 +168,40 @@ def jobs_of(launches: Sequence[Any]) -> Iterator[Job]:
                     yield Job(number, configuration, architecture)
 
 
-def complaints(results: Sequence[Result]) -> Iterator[str]:
-    for each in results:
-        where = f"{each.kernel} ({each.title}) for sm_{each.job.architecture}"
-        if each.error:
-            yield f"{where} does not compile: {each.error}"
-        elif each.local:
-            yield f"{where} spills: {each.local} bytes and accesses of local memory"
-        elif each.needs_tensor_cores and not any(TENSOR_CORES.fullmatch(name) for name in each.instructions):
-            yield f"{where} has no tensor-core instruction"
-
-
-def page(results: Sequence[Result]) -> str:
-    """A row for each kernel and what it was compiled for, with registers, shared bytes and tensor-core instructions."""
-    lines = [
-        "# Triton kernels, compiled ahead of time",
-        "",
-        "Written by `make triton-static UPDATE=1`: every launch of `tools/triton/cases.py` in every configuration that",
-        "may run it. Registers of a thread / shared memory of a block in bytes / tensor-core instructions. No kernel",
-        "uses local memory: nothing spills. Not run on a GPU.",
-        "",
-    ]
-    rows: dict[tuple[str, str], dict[int, str]] = {}
-    for each in results:
-        cores = sum(count for name, count in each.instructions.items() if TENSOR_CORES.fullmatch(name))
-        text = f"{each.registers} / {each.shared}" + f" / {cores}" * bool(cores)
-        rows.setdefault((each.kernel, each.title), {})[each.job.architecture] = text
-    kernel = ""
-    for (name, title), of in sorted(rows.items()):
-        if name != kernel:
-            kernel = name
-            heads = " | ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
-            lines += [f"## {name}", "", f"| compiled for | {heads} |", "|---" * 5 + "|"]
-            lines.append("")
-            lines.pop()
-        what = title.replace(" | ", "; ")
-        lines.append(f"| {what} | " + " | ".join(of.get(a, "—") for a in ARCHITECTURES) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write the table anew")
-    parser.add_argument("--only", default="", help="a kernel's name")
+    parser.add_argument("--only", default="", help="a part of kernels' names")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET"):
         sys.exit("error: TRITON_INTERPRET is set: nothing is compiled in the interpreter")
+    if options.update and options.only:
+        sys.exit("error: --update needs all kernels")
     try:
-        import triton  # noqa: F401
+        import triton
     except ModuleNotFoundError:
         print("triton-static: triton is not installed: nothing was compiled")
         return 0
     start = time.monotonic()
-    jobs = [job for job in jobs_of(_prepared()) if options.only in _prepared()[job.launch].kernel.name]
-    results: list[Result] = []
+    jobs = [job for job in jobs_of(_prepared()) if options.only in _name(_prepared()[job.launch])]
+    results: list[Usage] = []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for done, job in enumerate(as_completed([pool.submit(compile_one, job) for job in jobs]), 1):
             results.append(job.result())
             if sys.stdout.isatty():
                 print(f"\r{done} of {len(jobs)}", end="", flush=True)
-    results.sort(key=lambda each: each.job)
     print(f"\rtriton-static: {len(results)} compiled in {time.monotonic() - start:.0f} s")
-    found = list(complaints(results))
-    for each in found:
+    found = list(usage.complaints(results))
+    if not options.update:
+        table = TABLE.read_text() if TABLE.exists() else ""
+        found += usage.table_complaints(results, table, triton.__version__, whole=not options.only)
+    for each in sorted(found):
         print(f"error: {each}", file=sys.stderr)
     if found:
         return 1
     if options.update:
-        TABLE.write_text(page(results))
+        TABLE.write_text(usage.page(results, triton.__version__))
         print(f"triton-static: wrote {TABLE.relative_to(ROOT)}")
-    elif not options.only and TABLE.exists():
-        changed = set(page(results).splitlines()) - set(TABLE.read_text().splitlines())
-        for line in sorted(changed):
-            print(f"error: {TABLE.name} does not have: {line}", file=sys.stderr)
-        return 1 if changed else 0
     return 0
 
 
