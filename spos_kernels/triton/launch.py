@@ -26,6 +26,19 @@ Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
 Recorder = Callable[["Kernel", tuple[Any, ...], dict[str, Any]], None]
 
 
+class Tuner(triton.runtime.Autotuner):
+    """Triton's, but what it keeps on disk is kept by the GPU's name too: its own key has the architecture only."""
+
+    def check_disk_cache(
+        self, tuning_key: tuple[Any, ...], configs: list[triton.Config], bench_fn: Callable[[], None]
+    ) -> bool:
+        of_device = (*tuning_key, torch.cuda.get_device_name())
+        found = bool(super().check_disk_cache(of_device, configs, bench_fn))
+        if found:
+            self.cache[tuning_key] = self.cache.pop(of_device)
+        return found
+
+
 class Kernel:
     """A Triton function and its configurations, the first of which is safe everywhere.
 
@@ -55,13 +68,16 @@ class Kernel:
         self._fits = fits
         self._tuner: Any = None
         if len(self.configurations) > 1 and not INTERPRETED:
-            self._tuner = triton.autotune(
+            self._tuner = Tuner(
+                self.jit,
+                self.jit.arg_names,
                 self.configurations,
                 key=list(key),
+                reset_to_zero=[],
                 restore_value=list(restore),
                 prune_configs_by={"early_config_prune": self._prune},
                 cache_results=True,
-            )(self.jit)
+            )
 
     def launch(self, grid: Grid | tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         """Launch on the device of the first tensor, on its current stream.
@@ -82,7 +98,8 @@ class Kernel:
     def _prune(
         self, configurations: list[triton.Config], named: Mapping[str, Any], **constants: Any
     ) -> list[triton.Config]:
-        shared = triton.runtime.driver.active.utils.get_device_properties(torch.cuda.current_device())["max_shared_mem"]
+        driver = triton.runtime.driver.active
+        shared = driver.utils.get_device_properties(driver.get_current_device())["max_shared_mem"]
         arguments = {**named, **constants}
         return self.worth_trying(arguments, shared) or configurations[:1]
 
