@@ -6,6 +6,7 @@ import triton.language as tl
 
 from spos_kernels.triton.choice_block_gradients import (
     COUNTERS_OF_WEIGHTS,
+    GENERAL_OF_DGRAD,
     gradient_of,
     layer_gradient,
     leaving,
@@ -36,7 +37,7 @@ from spos_kernels.triton.elements import stored
 from spos_kernels.triton.launch import fixed, kernel
 
 
-@kernel(fixed(num_warps=8, registers=128, BLOCK_P=PIXELS, BLOCK_C=CHANNELS), general=["slot", "proj", "has_dx"])
+@kernel(fixed(num_warps=8, registers=128, BLOCK_P=PIXELS, BLOCK_C=CHANNELS), general=GENERAL_OF_DGRAD)
 def depthwise_dgrad_kernel(
     table,
     choice,

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from spos_kernels.triton.choice_block_gradients import (
     COUNTERS_OF_WEIGHTS,
+    GENERAL_OF_DGRAD,
     gradient_of,
     layer_gradient,
     leaving,
@@ -34,7 +35,7 @@ from spos_kernels.triton.elements import product, stored
 from spos_kernels.triton.launch import kernel
 
 
-@kernel(POINTWISE, general=["slot", "proj", "has_dx"])
+@kernel(POINTWISE, general=GENERAL_OF_DGRAD)
 def pointwise_dgrad_kernel(
     table,
     choice,

@@ -66,7 +66,9 @@ def layers(channels: int, mid: int, out: int, stride: int, kernel: int, dtype: t
 
 
 def choice_blocks(dtype: torch.dtype) -> None:
-    """Blocks with the choice in memory: forward, backward, evaluation. bfloat16 at stride 2 only, TF32 there too."""
+    """Blocks with the choice in memory: forward, backward, evaluation. bfloat16 is at stride 2 only; there alone are
+    TF32 and gradients through running statistics.
+    """
     for stride in (2,) if dtype is torch.bfloat16 else (1, 2):
         x = maps(32, 64, 28, dtype)
         out = 32 if stride == 1 else 64
@@ -88,6 +90,12 @@ def choice_blocks(dtype: torch.dtype) -> None:
             table.forward(*place, y, *memory, workspace, counters, 0.1, 1e-5, tf32, 0)
             table.evaluate(*place, y, memory[0], workspace, counters, 1e-5, tf32, 0)
             table.backward(y, *place, *memory, torch.empty_like(x), workspace, counters, 1e-5, tf32, 0)
+        if stride == 2 and dtype is not torch.bfloat16:
+            own, main, gradients = branches[0]
+            kernels.choice_block_backward(
+                y, x, own, main, stride, False, memory[0], None, x, gradients, workspace, counters, False, 1e-5,
+                False, 0,
+            )  # fmt: skip
 
 
 def fake_quantization(dtype: torch.dtype) -> None:
