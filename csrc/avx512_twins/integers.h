@@ -18,6 +18,9 @@ inline Integers mm512_add_epi64(Integers a, Integers b) {
 inline Integers mm512_sub_epi8(Integers a, Integers b) {
     return {{_mm256_sub_epi8(a.half[0], b.half[0]), _mm256_sub_epi8(a.half[1], b.half[1])}};
 }
+inline Integers mm512_sll_epi16(Integers a, __m128i count) {
+    return {{_mm256_sll_epi16(a.half[0], count), _mm256_sll_epi16(a.half[1], count)}};
+}
 inline Integers mm512_srai_epi32(Integers a, unsigned count) {
     return {
         {_mm256_srai_epi32(a.half[0], static_cast<int>(count)), _mm256_srai_epi32(a.half[1], static_cast<int>(count))}};

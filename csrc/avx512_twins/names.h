@@ -70,6 +70,7 @@
 #define _mm512_setzero_pd ::spos::twins::mm512_setzero_pd
 #define _mm512_setzero_ps ::spos::twins::mm512_setzero_ps
 #define _mm512_setzero_si512 ::spos::twins::mm512_setzero_si512
+#define _mm512_sll_epi16 ::spos::twins::mm512_sll_epi16
 #define _mm512_srai_epi32 ::spos::twins::mm512_srai_epi32
 #define _mm512_storeu_pd ::spos::twins::mm512_storeu_pd
 #define _mm512_storeu_ps ::spos::twins::mm512_storeu_ps

@@ -156,6 +156,9 @@ void check_integers() {
     CHECK(uint32_t, _mm512_add_epi32(a, b), a32(i) + b32(i));
     CHECK(uint64_t, _mm512_add_epi64(a, b), a64(i) + b64(i));
     CHECK(uint8_t, _mm512_sub_epi8(a, b), a[i] - b[i]);
+    for (const unsigned by : {0u, 3u, 15u, 16u})
+        CHECK(uint16_t, _mm512_sll_epi16(a, _mm_cvtsi32_si128(static_cast<int>(by))),
+              by < 16 ? a.as<uint16_t>(i) << by : 0);
     for (const unsigned by : {0u, 3u, 7u, 31u, 40u})
         CHECK(int32_t, _mm512_srai_epi32(a, by), a.as<int32_t>(i) >> (by < 31 ? by : 31));
     CHECK(int32_t, _mm512_maskz_max_epi32(m, a, b), has(i) ? std::max(a.as<int32_t>(i), b.as<int32_t>(i)) : 0);

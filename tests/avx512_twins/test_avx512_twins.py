@@ -31,5 +31,7 @@ def test_every_twin_is_used_and_compared() -> None:
         for path in (ROOT / "csrc" / folder).iterdir()
         if path.suffix in (".cpp", ".h", ".inl")
     )
+    without = set(re.findall(r"_mm512_\w+", kernels)) - set(names)
+    assert not without, f"kernels use intrinsics that have no twin: {sorted(without)}"
     for text in (SOURCE.read_text(), kernels):
         assert not set(names) - set(re.findall(r"_mm\w+", text))
