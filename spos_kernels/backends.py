@@ -200,14 +200,12 @@ def _isa_from(environment: Mapping[str, str]) -> _C.Isa:
     if not name:
         return _C.best_isa()
     known = _C.Isa.__members__
+    if name in known and _C.isa_supported(known[name]):  # others are not asked for: that for AMX changes the process
+        return known[name]
     supported = ", ".join(repr(n) for n in reversed(known) if _C.isa_supported(known[n]))
     if name not in known:
         raise ValueError(f"SPOS_ISA = {name!r}: accepted are {supported} on this processor")
-    if not _C.isa_supported(known[name]):
-        raise ValueError(
-            f"SPOS_ISA = {name!r}: this processor does not have these instructions, it accepts {supported}"
-        )
-    return known[name]
+    raise ValueError(f"SPOS_ISA = {name!r}: this processor does not have these instructions, it accepts {supported}")
 
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)

@@ -67,7 +67,7 @@ def lowbit_conv2d(
             residual=residual,
             residual_quantizer=residual_quantizer,
             out_quantizer=out_quantizer,
-            keep_float=keep_float,
+            keep_float=keep_float or None,
         )
         return _weight_only(x, weight, stride, padding, dilation, groups, bias, relu, run_weight_only)
     options = (x_quantizer, stride, padding, dilation, groups, residual_quantizer, relu, out_quantizer, keep_float)
@@ -107,7 +107,7 @@ def lowbit_conv2d_reference(
             residual=residual,
             residual_quantizer=residual_quantizer,
             out_quantizer=out_quantizer,
-            keep_float=keep_float,
+            keep_float=keep_float or None,
         )
         return _weight_only(x, weight, stride, padding, dilation, groups, bias, relu, run_weight_only_reference)
     call = _check(x, weight, x_quantizer, stride, padding, dilation, groups, bias, residual, residual_quantizer, relu,

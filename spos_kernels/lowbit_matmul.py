@@ -55,7 +55,7 @@ def lowbit_matmul(
             residual=residual,
             residual_quantizer=residual_quantizer,
             out_quantizer=out_quantizer,
-            keep_float=keep_float,
+            keep_float=keep_float or None,
         )
         return _weight_only(x, weight, bias, relu, run_weight_only)
     options = (x_quantizer, residual_quantizer, relu, out_quantizer, keep_float)
@@ -90,7 +90,7 @@ def lowbit_matmul_reference(
             residual=residual,
             residual_quantizer=residual_quantizer,
             out_quantizer=out_quantizer,
-            keep_float=keep_float,
+            keep_float=keep_float or None,
         )
         return _weight_only(x, weight, bias, relu, run_weight_only_reference)
     call = _check(x, weight, x_quantizer, bias, residual, residual_quantizer, relu, out_quantizer, keep_float)
@@ -100,7 +100,8 @@ def lowbit_matmul_reference(
 def _weight_only(x: Tensor, weight: PackedWeight, bias: Tensor | None, relu: bool, run: WeightOnly) -> Tensor:
     check_weight(weight, 2)
     check_weight_only(x, weight, bias, relu)
-    y = _shaped([run(rows_of_matrix(x), weight, geometry_of_rows(x, weight), bias, relu)], x)
+    geometry = geometry_of_rows(x, weight)
+    y = _shaped([run(rows_of_matrix(x), weight, geometry, bias, relu)], x)
     assert isinstance(y, Tensor)
     return y
 

@@ -24,7 +24,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def refuse(**options: object) -> None:
     """Raise ValueError for an option that products of floats do not have."""
-    given = [name for name, value in options.items() if value is not None and value is not False]
+    given = [name for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{given[0]} is given where x_quantizer is None: expected none")
 
@@ -45,6 +45,7 @@ def check_weight_only(x: Tensor, weight: PackedWeight, bias: Tensor | None, relu
             raise TypeError(f"bias {kind}: expected floats")
         if tuple(bias.shape) != (weight.shape[0],):
             raise ValueError(f"bias has shape {list(bias.shape)}: expected {[weight.shape[0]]}")
+        check_values(bias, "bias")
 
 
 def run_weight_only(rows: Tensor, weight: PackedWeight, geometry: Geometry, bias: Tensor | None, relu: bool) -> Tensor:
@@ -63,12 +64,16 @@ def run_weight_only_reference(
     rows: Tensor, weight: PackedWeight, geometry: Geometry, bias: Tensor | None, relu: bool
 ) -> Tensor:
     """The same in plain PyTorch."""
+    if rows.shape[0] == 0:
+        return rows.new_empty((0, weight.shape[0]))
     image = rows.detach().view(geometry.batch, geometry.height, geometry.width, -1).permute(0, 3, 1, 2)
     kernel = floats_of(weight).to(rows.dtype).view(*weight.shape[:2], *geometry.kernel)
-    added = None if bias is None else bias.detach().to(rows.dtype)
-    y = F.conv2d(image, kernel, added, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-    y = y.clamp(min=0) if relu else y
-    return y.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
+    y = F.conv2d(image, kernel, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    pixels = y.permute(0, 2, 3, 1).reshape(-1, weight.shape[0]).contiguous()
+    if bias is not None:
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        pixels = (pixels.to(wide) + bias.detach().to(wide)).to(rows.dtype)
+    return pixels.clamp(min=0) if relu else pixels
 
 
 def floats_of(weight: PackedWeight) -> Tensor:

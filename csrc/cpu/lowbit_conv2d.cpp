@@ -191,8 +191,9 @@ class Convolution {
         const bool by_panels = pointed && vectors * lanes_ * column > near_panels;
         const int64_t cuts = by_panels ? panels_ : std::clamp<int64_t>((enough + blocks - 1) / blocks, 1, panels_);
 
+        const int64_t own_panel = width * (column + 64);  // of a thread: tiles are read to their end
         uint8_t* const panels =
-            arena_.take<uint8_t>((by_panels ? threads_ * width : vectors * lanes_) * column + 64 * width);
+            arena_.take<uint8_t>(by_panels ? threads_ * own_panel : vectors * lanes_ * column + 64 * width);
         constexpr int64_t apart = 8;  // lines of cache
         int64_t* const packed_panels = arena_.take<int64_t>(threads_ * apart);
         uint8_t* const planes = arena_.take<uint8_t>(by_bits() ? in_pixels() * record_ : 0);
@@ -239,7 +240,7 @@ class Convolution {
                     for (int64_t panel = panels_ * cut / cuts; panel < panels_ * (cut + 1) / cuts; ++panel) {
                         uint8_t* b = panels + first_vector(panel) * lanes_ * column;
                         if (by_panels) {
-                            b = panels + slot * width * column;
+                            b = panels + slot * own_panel;
                             if (panel != packed) pack_panel(group, panel, scratches + slot * scratch, b);
                             packed = panel;
                         }

@@ -43,8 +43,14 @@ CHOICE_BLOCK_COUNTERS = 1024
 
 @lru_cache(maxsize=1024)
 def _table(row: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """A table of one branch, and the choice of it."""
-    return torch.tensor(row, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int32, device=device)
+    """A table of one branch, and the choice of it: both copied from the host, which waits for them."""
+    return tuple(torch.tensor(n, dtype=t, device=device) for n, t in ((row, torch.int64), ([0], torch.int32)))  # type: ignore[return-value]
+
+
+def _table_of(block: Block, device: torch.device) -> tuple[Tensor, Tensor]:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("choice_block: a captured graph takes the choice from device memory, as ChoiceTable does")
+    return _table(tuple(block.branches[0].row()), device)
 
 
 def _math(x: Tensor, tf32: bool) -> dict[str, Any]:
@@ -171,7 +177,7 @@ def choice_block_forward(
     tf32: bool, stream: int,
 ) -> None:  # fmt: skip
     block = _one(x, layers, main, stride, whole, None)
-    table, choice = _table(tuple(block.branches[0].row()), x.device)
+    table, choice = _table_of(block, x.device)
     _run_forward(block, table, choice, x, y, kept, statistics, workspace, counters, training, track and training,
                  momentum, eps, tf32)  # fmt: skip
 
@@ -182,7 +188,7 @@ def choice_block_backward(
     training: bool, eps: float, tf32: bool, stream: int,
 ) -> None:  # fmt: skip
     block = _one(x, layers, main, stride, whole, gradients)
-    table, choice = _table(tuple(block.branches[0].row()), x.device)
+    table, choice = _table_of(block, x.device)
     _run_backward(block, table, choice, dy, x, kept, statistics, dx, workspace, counters, training, eps, tf32)
 
 

@@ -198,7 +198,7 @@ def depthwise_wgrad_kernel(
     else:
         size = channels.to(tl.int64) * taps * taps
         tl.store(parts + split * size + at, result, mask=mask)
-        if is_last(counters + COUNTERS_OF_WEIGHTS + tl.program_id(0) * 8 + a, splits):
+        if is_last(counters + COUNTERS_OF_WEIGHTS + tl.program_id(0) * taps + a, splits):
             total = tl.zeros((TAPS, BLOCK_C), tl.float32)
             for other in range(splits):
                 total += tl.load(parts + other * size + at, mask=mask, other=0.0, cache_modifier=".cg")

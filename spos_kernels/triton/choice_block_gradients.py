@@ -30,7 +30,8 @@ from spos_kernels.triton.choice_block_parts import (
 from spos_kernels.triton.elements import stored
 from spos_kernels.triton.launch import fixed, kernel
 
-COUNTERS_OF_WEIGHTS = tl.constexpr(512)  # behind those of sums
+# Behind those of sums; of weights at most 256 are used: more tiles are not split.
+COUNTERS_OF_WEIGHTS = tl.constexpr(512)
 # Not to be compiled for. Of dy_pixel: were the pixels of y's gradient known to lie whole vectors apart, Triton would
 # give a thread adjacent channels of every map, of which the others can only be loaded one by one.
 GENERAL_OF_DGRAD = ("slot", "proj", "has_dx", "dy_pixel")

@@ -14,6 +14,7 @@ LAYERS, SLOTS = 8, 7
 POINTWISE_TILE, PIXELS, CHANNELS, END_PIXELS = 64, 32, 32, 64
 MOST_PARTS = 256  # programs that share a column of tiles; the last of them adds up
 MOST_SPLITS = 64  # of a weight's gradient
+MOST_CHANNELS = 16384  # 512 columns of CHANNELS, each with a counter
 KEPT_ALIGNMENT = 8  # elements: each convolution's kept output begins at a whole vector
 
 Layers = Sequence[Sequence[Tensor | None]]
@@ -141,6 +142,9 @@ def block_of(x: Tensor, branches: Sequence[tuple[Layers, int, Gradients | None]]
     end = first.layers[first.main - 1]
     if any(branch.layers[branch.main - 1].outputs != end.outputs for branch, *_ in described):
         raise ValueError("branches: expected the same number of outputs of each")
+    widest = max(max(layer.inputs, layer.outputs) for branch, *_ in described for layer in branch.layers)
+    if widest > MOST_CHANNELS:
+        raise ValueError(f"branches: a layer has {widest:,} channels, expected at most {MOST_CHANNELS:,}")
     return Block(
         batch, pixel_of(x), beside + end.outputs, end.height, end.width, beside,
         passes, max(kept for _, kept, _ in described), max(size for *_, size in described),

@@ -23,7 +23,7 @@ from spos_kernels.triton.sliced_conv2d import precision_of
 @kernel(
     [
         product_tile(64, 64, 16, 8, 1, 128),
-        product_tile(32, 32, 32, 4, 1),
+        product_tile(32, 32, 32, 4, 1, 128),
         product_tile(64, 64, 32, 4, 3, 192),
         product_tile(128, 64, 32, 8, 3),
     ],

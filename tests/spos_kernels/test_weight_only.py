@@ -51,6 +51,10 @@ def test_convolution() -> None:
         ({"x": torch.zeros(2, 7)}, r"x has shape \[2, 7\]: expected \[\.\.\., 8\]"),
         ({"bias": torch.zeros(3)}, r"bias has shape \[3\]: expected \[4\]"),
         ({"bias": torch.zeros(4, dtype=torch.int32)}, "bias has dtype torch.int32: expected floats"),
+        ({"bias": torch.zeros(4, device="meta")}, "bias is on the meta device: expected a tensor with values"),
+        ({"x": torch.zeros(())}, r"x has shape \[\]: expected \[\.\.\., 8\]"),
+        ({"x": torch.zeros(2, 0)}, r"x has shape \[2, 0\]: expected \[\.\.\., 8\]"),
+        ({"keep_float": True}, "keep_float is given where x_quantizer is None"),
         ({"relu": 1}, "relu is a int: expected True or False"),
         ({"residual": torch.zeros(2, 4)}, "residual is given where x_quantizer is None: expected none"),
         ({"out_quantizer": sk.Quantizer(1.0)}, "out_quantizer is given where x_quantizer is None"),
@@ -64,6 +68,19 @@ def test_errors(change: dict[str, Any], message: str) -> None:
     for call in (sk.lowbit_matmul, sk.lowbit_matmul_reference):
         with pytest.raises((TypeError, ValueError), match=message):
             call(**arguments)
+
+
+def test_nothing_to_do_and_large_biases() -> None:
+    weight = sk.pack_weight(torch.zeros(4, 8, dtype=torch.uint8), 3, scale=torch.ones(4), zero_point=4)
+    for shape in ((0, 8), (3, 0, 8)):
+        empty = sk.lowbit_matmul(torch.zeros(shape), weight, x_quantizer=None, bias=torch.ones(4), relu=True)
+        assert isinstance(empty, torch.Tensor) and empty.shape == (*shape[:-1], 4)
+    kernel = sk.pack_weight(torch.zeros(4, 2, 1, 1, dtype=torch.uint8), 3, scale=torch.ones(4))
+    empty = sk.lowbit_conv2d(torch.zeros(0, 2, 5, 4), kernel, x_quantizer=None)
+    assert isinstance(empty, torch.Tensor) and empty.shape == (0, 4, 5, 4)
+    x = torch.full((1, 8), 262.5, dtype=torch.float16)
+    y = sk.lowbit_matmul(x, weight, x_quantizer=None, bias=torch.full((4,), 70000.0))
+    assert isinstance(y, torch.Tensor) and y.tolist() == [[61600.0] * 4]  # 70,000 is no float16, the result is
 
 
 def test_an_explicit_backend_without_it_says_so() -> None:

@@ -93,7 +93,7 @@ def choice_blocks(dtype: torch.dtype) -> None:
         if stride == 2 and dtype is not torch.bfloat16:
             own, main, gradients = branches[0]
             kernels.choice_block_backward(
-                y, x, own, main, stride, False, memory[0], None, x, gradients, workspace, counters, False, 1e-5,
+                y, x, own, main, stride, False, *memory, x, gradients, workspace, counters, False, 1e-5,
                 False, 0,
             )  # fmt: skip
 
@@ -142,10 +142,12 @@ def low_bits(_: torch.dtype) -> None:
 def weights_only(dtype: torch.dtype) -> None:
     x, y = floats(8 * 28 * 28, 128, dtype=dtype), floats(8 * 28 * 28, 128, dtype=dtype)
     sizes = (8, 28, 28, 28, 28, 1, 128, 128, 3, 3, 1, 1, 1, 1, 1, 1)
-    for bits in (3, 4, 8) if dtype is torch.float16 else (4,):
+    for bits in range(1, 9) if dtype is not torch.bfloat16 else (4,):
         packed = torch.empty(128, 9 * 128 * bits // 8, dtype=torch.uint8)
         zero = torch.empty(1, 128, dtype=torch.int32)
-        kernels.weight_only_conv2d(x, packed, zero, floats(1, 128), floats(128), y, sizes, bits, True, False, 0)
+        for bias in (None, floats(128)) if bits == 4 else (None,):
+            relu = bias is not None
+            kernels.weight_only_conv2d(x, packed, zero, floats(1, 128), bias, y, sizes, bits, relu, False, 0)
 
 
 def descent(_: torch.dtype) -> None:

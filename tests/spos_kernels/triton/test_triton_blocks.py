@@ -16,6 +16,9 @@ from spos_kernels.cuda.sgd import PreparedStep, Update
 from spos_kernels.cuda.training_step import Descent, TrainingStep
 from spos_kernels.layout import empty_nhwc
 
+if availability("triton")[0]:
+    from spos_kernels.triton import choice_block, choice_block_memory
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -35,7 +38,6 @@ def on(device: str, branch: sk.Branch, grad: bool = False) -> sk.Branch:
         Case("x", 2, 2, 6, 5, 4, 7, 5, affine=True, momentum=None),
         Case("x", 1, 2, 6, 4, 5, 5, 3, affine=True),
         Case("5", 1, 2, 6, 5, 5, 7, 5, affine=True, training=False),
-        Case("3", 2, 2, 4, 13, 13, 6, 5),
     ],
     ids=str,
 )
@@ -46,6 +48,36 @@ def test_block_is_accurate(case: Case, device: str) -> None:
     with sk.use_backend("triton"):
         results = run(sk.choice_block, moved, case)
     assert_accurate({name: tensor.cpu() for name, tensor in results.items()}, case)
+
+
+@pytest.mark.parametrize(
+    ("case", "most"),
+    [
+        (Case("3", 1, 1, 6, 23, 25, 4, 5), None),  # 18 parts of 32 pixels, 3 of a weight's gradient
+        (Case("5", 2, 2, 4, 13, 13, 3, 3, affine=True), 2),  # programs with several tiles
+    ],
+    ids=str,
+)
+def test_many_programs_share_a_sum(case: Case, most: int | None, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if most is not None:
+        for module in (choice_block, choice_block_memory):
+            monkeypatch.setattr(module, "MOST_PARTS", most)
+    inputs, _, _ = expected(case)
+    inputs = inputs.to(torch.float32)
+    moved = type(inputs)(inputs.x.to(device), on(device, inputs.branch, grad=True), inputs.dy.to(device))
+    with sk.use_backend("triton"):
+        results = run(sk.choice_block, moved, case)
+    assert_accurate({name: tensor.cpu() for name, tensor in results.items()}, case)
+
+
+def test_more_channels_than_counters_are_refused(device: str) -> None:
+    case = Case("3", 1, 1, 4, 2, 1, 16385, 2)
+    branch = on(device, make_branch("3", case.channels, case.mid, case.out, 1))
+    with (
+        sk.use_backend("triton"),
+        pytest.raises(ValueError, match="a layer has 16,385 channels, expected at most 16,384"),
+    ):
+        sk.choice_block(torch.zeros(case.x_shape, device=device), [branch], 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
