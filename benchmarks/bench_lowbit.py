@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
-from ceilings import Bound, byte_rate
+from ceilings import Bound, byte_rate, fma_rate
 from interleave import Interleaved
 from pytest_benchmark.fixture import BenchmarkFixture
 from report import Listing, Report, Row
