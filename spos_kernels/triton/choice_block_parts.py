@@ -26,7 +26,7 @@ IN_HEIGHT, IN_WIDTH, HEIGHT, WIDTH = (tl.constexpr(i) for i in range(16, 20))
 SIZE = tl.constexpr(len(Layer._fields))
 ROW = tl.constexpr(ROW_SIZE)
 # Of products. A step of k as short as Triton allows: multiply-adds of float32 have its operands in registers.
-POINTWISE = fixed(num_warps=8, registers=168, BLOCK_M=POINTWISE_TILE, BLOCK_N=POINTWISE_TILE, BLOCK_K=16)
+POINTWISE = fixed(num_warps=8, registers=224, BLOCK_M=POINTWISE_TILE, BLOCK_N=POINTWISE_TILE, BLOCK_K=16)
 
 
 @triton.jit

@@ -66,10 +66,8 @@ def layers(channels: int, mid: int, out: int, stride: int, kernel: int, dtype: t
 
 
 def choice_blocks(dtype: torch.dtype) -> None:
-    """Blocks with the choice in memory: forward, backward, evaluation. bfloat16 is at stride 2 only; there alone are
-    TF32 and gradients through running statistics.
-    """
-    for stride in (2,) if dtype is torch.bfloat16 else (1, 2):
+    """Blocks with the choice in memory: forward, backward, evaluation, and gradients through running statistics."""
+    for stride in (1, 2):
         x = maps(32, 64, 28, dtype)
         out = 32 if stride == 1 else 64
         y = maps(32, 64 if stride == 1 else 128, 28 // stride, dtype)
@@ -86,16 +84,14 @@ def choice_blocks(dtype: torch.dtype) -> None:
         counters = torch.zeros(kernels.CHOICE_BLOCK_COUNTERS, dtype=torch.int32)
         choice = torch.zeros(1, dtype=torch.int32)
         place = (x, rows, choice)
-        for tf32 in (False, True) if dtype is torch.float32 and stride == 2 else (False,):
+        for tf32 in (False, True) if dtype is torch.float32 else (False,):
             table.forward(*place, y, *memory, workspace, counters, 0.1, 1e-5, tf32, 0)
             table.evaluate(*place, y, memory[0], workspace, counters, 1e-5, tf32, 0)
             table.backward(y, *place, *memory, torch.empty_like(x), workspace, counters, 1e-5, tf32, 0)
-        if stride == 2 and dtype is not torch.bfloat16:
             own, main, gradients = branches[0]
             kernels.choice_block_backward(
-                y, x, own, main, stride, False, *memory, x, gradients, workspace, counters, False, 1e-5,
-                False, 0,
-            )  # fmt: skip
+                y, x, own, main, stride, False, *memory, x, gradients, workspace, counters, False, 1e-5, tf32, 0
+            )
 
 
 def fake_quantization(dtype: torch.dtype) -> None:
