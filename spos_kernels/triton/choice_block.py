@@ -43,8 +43,9 @@ CHOICE_BLOCK_COUNTERS = 1024
 
 @lru_cache(maxsize=1024)
 def _table(row: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """A table of one branch, and the choice of it: both copied from the host, which waits for them."""
-    return tuple(torch.tensor(n, dtype=t, device=device) for n, t in ((row, torch.int64), ([0], torch.int32)))  # type: ignore[return-value]
+    """A table of one branch, and the choice of it: copied from the host, which waits until they are there."""
+    table = torch.tensor(row, dtype=torch.int64, device=device)
+    return table, torch.tensor([0], dtype=torch.int32, device=device)
 
 
 def _table_of(block: Block, device: torch.device) -> tuple[Tensor, Tensor]:
